@@ -1,0 +1,245 @@
+package segment
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"graindisk/block"
+)
+
+// BuildOptions describe a segment before anything is in it.
+type BuildOptions struct {
+	Pool  [16]byte
+	ID    block.SegmentID
+	Epoch uint64
+	K, M  uint8
+	Cut   uint64 // the cut the segment will belong to; 0 = none (a cleaner's segment)
+	// PayloadBytes is what will be added in all, a multiple of block.Size; 0 = an empty segment. It is
+	// the segment's capacity and what balances the columns: adding much less leaves the last ones
+	// short, which costs padding, not correctness.
+	PayloadBytes int64
+	// ExtentBytesMax is the largest extent that will be added; default 256 KiB, the largest grain.
+	ExtentBytesMax int64
+	// Fingerprint, if set, gives each extent a hash for deduplication.
+	Fingerprint func(data []byte) [16]byte
+	// Rand is where the salt comes from; default crypto/rand.
+	Rand io.Reader
+}
+
+// Builder is a bank: a segment being filled in memory. It is not safe for concurrent use, except that
+// the slices returned by Add may be filled from any goroutine before Seal is called.
+type Builder struct {
+	o         BuildOptions
+	areaBytes int64    // capacity of each column
+	objects   [][]byte // by shard: header and column, made when first needed
+	index     Index
+	shard     int   // column being filled
+	used      int64 // bytes of it in use
+	sealed    bool
+}
+
+// Sealed is a segment ready to be stored: Shards[n] goes to Info.Targets[n] under Info.Key(n).
+type Sealed struct {
+	Info   Info
+	Index  *Index
+	Shards [][]byte // complete objects; read-only
+}
+
+// NewBuilder starts a segment. Memory is taken column by column as extents come.
+func NewBuilder(o BuildOptions) (*Builder, error) {
+	if o.ExtentBytesMax == 0 {
+		o.ExtentBytesMax = 256 << 10
+	}
+	if o.Rand == nil {
+		o.Rand = rand.Reader
+	}
+	if o.ID == 0 || o.ID >= block.SegmentMax || o.K < 1 || o.K > KMax || o.M > MMax || o.PayloadBytes < 0 || o.PayloadBytes%block.Size != 0 {
+		return nil, fmt.Errorf("new segment %d: profile %d+%d, %d bytes: out of range", o.ID, o.K, o.M, o.PayloadBytes)
+	}
+	b := &Builder{o: o, objects: make([][]byte, int(o.K)+int(o.M))}
+	if o.PayloadBytes > 0 {
+		// A column starts and ends within half an extent of its share.
+		b.areaBytes = up(o.PayloadBytes/int64(o.K)+min(o.ExtentBytesMax, o.PayloadBytes), block.Size)
+	}
+	if b.areaBytes > ShardBytesMax {
+		return nil, fmt.Errorf("new segment %d: %d bytes in %d shards is more than a segment holds", o.ID, o.PayloadBytes, o.K)
+	}
+	b.index = Index{Info: Info{ID: o.ID, Epoch: o.Epoch, K: o.K, M: o.M}, Pool: o.Pool}
+	if _, err := io.ReadFull(o.Rand, b.index.Salt[:]); err != nil {
+		return nil, fmt.Errorf("new segment %d: salt: %w", o.ID, err)
+	}
+	return b, nil
+}
+
+func up(n, unit int64) int64 { return (n + unit - 1) / unit * unit }
+
+// Add reserves the next slot for an extent of blocks at lba of disk, whose newest write is seq, and
+// returns the room for its data, which the caller fills before Seal. Extents come sorted by (disk,
+// LBA). ErrFull means that this one goes to the next segment.
+func (b *Builder) Add(disk block.DiskID, lba block.LBA, blocks int, seq uint64) ([]byte, error) {
+	return b.AddMoved(block.NewExtentID(b.o.ID, len(b.index.Entries)), disk, lba, blocks, seq)
+}
+
+// AddMoved is Add for an extent that was born in another segment and keeps its name.
+func (b *Builder) AddMoved(name block.ExtentID, disk block.DiskID, lba block.LBA, blocks int, seq uint64) ([]byte, error) {
+	e := Entry{Name: name, Disk: disk, LBA: lba, Blocks: uint16(blocks), Seq: seq, Stored: uint32(blocks) * block.Size}
+	size := int64(blocks) * block.Size
+	switch n := len(b.index.Entries); {
+	case b.sealed:
+		return nil, fmt.Errorf("segment %d is sealed", b.o.ID)
+	case blocks < 1 || blocks > 1<<16-1 || size > b.o.ExtentBytesMax:
+		return nil, fmt.Errorf("segment %d: extent of %d blocks, at most %d bytes were announced", b.o.ID, blocks, b.o.ExtentBytesMax)
+	case n > 0 && (disk < b.index.Entries[n-1].Disk || disk == b.index.Entries[n-1].Disk && lba < b.index.Entries[n-1].LBA):
+		return nil, fmt.Errorf("segment %d: disk %d lba %d after disk %d lba %d", b.o.ID, disk, lba, b.index.Entries[n-1].Disk, b.index.Entries[n-1].LBA)
+	case size > b.Room():
+		return nil, fmt.Errorf("segment %d: %w", b.o.ID, ErrFull)
+	}
+	if shard := b.column(size); shard != b.shard {
+		b.shard, b.used = shard, 0
+	}
+	e.Shard, e.Offset = uint8(b.shard), uint32(b.used)
+	whole := b.index.Info
+	whole.ShardBytes = uint32(b.areaBytes)
+	if err := e.validate(whole); err != nil {
+		return nil, fmt.Errorf("segment %d: extent %v: %w", b.o.ID, name, err)
+	}
+	b.used += size
+	b.index.Entries = append(b.index.Entries, e)
+	b.index.Info.PayloadBytes += uint64(size)
+	at := HeaderBytes + int64(e.Offset)
+	return b.object(b.shard)[at : at+size : at+size], nil
+}
+
+// column is the data shard for the next extent: the one of k equal parts of the payload in which the
+// middle of the extent lies, or ends. It never falls.
+func (b *Builder) column(size int64) int {
+	twiceMiddle := 2*b.PayloadBytes() + size
+	return int((twiceMiddle*int64(b.o.K) - 1) / (2 * b.o.PayloadBytes))
+}
+
+// Room is how many bytes Add still takes.
+func (b *Builder) Room() int64 {
+	if len(b.index.Entries) >= block.ExtentsMax {
+		return 0
+	}
+	return b.o.PayloadBytes - b.PayloadBytes()
+}
+
+// Full tells whether no extent fits any more.
+func (b *Builder) Full() bool { return b.Room() == 0 }
+
+// Extents is how many slots are in use, PayloadBytes what they hold.
+func (b *Builder) Extents() int { return len(b.index.Entries) }
+
+// PayloadBytes is the guest data added so far.
+func (b *Builder) PayloadBytes() int64 { return int64(b.index.Info.PayloadBytes) }
+
+// object is the memory of one shard: header and a column of zeroes, with room behind for an index of
+// 4 KiB extents, so that sealing rarely copies.
+func (b *Builder) object(shard int) []byte {
+	if b.objects[shard] == nil {
+		tail := indexBytesMin + b.o.PayloadBytes/block.Size*13 + TrailerBytes
+		b.objects[shard] = make([]byte, HeaderBytes+b.areaBytes, HeaderBytes+b.areaBytes+tail)
+	}
+	return b.objects[shard]
+}
+
+// Seal computes checksums and parity and returns the finished shards; the builder is spent. targets
+// are by shard, k+m of them, 0 where a shard will not be stored; at least k are stored. A cut record
+// goes into the last segment of its cut; its Segments lists the others, already sealed.
+func (b *Builder) Seal(cut *CutRecord, targets []block.TargetID) (*Sealed, error) {
+	info := &b.index.Info
+	if b.sealed {
+		return nil, fmt.Errorf("seal segment %d: done before", b.o.ID)
+	}
+	b.sealed = true
+	areas := b.trim()
+	if b.o.Fingerprint != nil {
+		b.index.Fingerprints = make([][16]byte, len(b.index.Entries))
+	}
+	for slot := range b.index.Entries {
+		e := &b.index.Entries[slot]
+		data := areas[e.Shard][e.Offset : e.Offset+e.Stored]
+		e.CRC = block.CRC(data)
+		if b.o.Fingerprint != nil {
+			b.index.Fingerprints[slot] = b.o.Fingerprint(data)
+		}
+	}
+	if b.o.M > 0 && info.ShardBytes > 0 {
+		c, err := coder(b.o.K, b.o.M)
+		if err != nil {
+			return nil, fmt.Errorf("seal segment %d: %w", b.o.ID, err)
+		}
+		if err := c.Encode(areas); err != nil {
+			return nil, fmt.Errorf("seal segment %d: parity: %w", b.o.ID, err)
+		}
+	}
+	tail := appendIndex(nil, &b.index)
+	info.IndexBytes = uint32(len(tail))
+	whole := *info
+	whole.Targets = slices.Clone(targets)
+	t := Trailer{Pool: b.o.Pool, Cut: b.o.Cut, IndexCRC: le.Uint32(tail[len(tail)-crcBytes:])}
+	if cut != nil {
+		if err := b.checkCut(cut); err != nil {
+			return nil, fmt.Errorf("seal segment %d: %w", b.o.ID, err)
+		}
+		tail = cut.Append(tail)
+		whole.CutBytes = uint32(min(len(tail)-int(info.IndexBytes), CutBytesMax+1))
+		t.Cut, t.CutCRC = cut.Cut, le.Uint32(tail[len(tail)-crcBytes:])
+	}
+	if err := whole.validate(); err != nil {
+		return nil, fmt.Errorf("seal: %w", err)
+	}
+	t.Info = whole
+	return b.finish(t, areas, tail)
+}
+
+// trim shortens every column to the longest one's use and returns the areas. Columns that were never
+// used and those of parity are made here.
+func (b *Builder) trim() [][]byte {
+	var used uint32
+	for _, e := range b.index.Entries {
+		used = max(used, e.Offset+e.Stored)
+	}
+	b.areaBytes = int64(used)
+	b.index.Info.ShardBytes = used
+	b.index.Info.Extents = uint32(len(b.index.Entries))
+	areas := make([][]byte, len(b.objects))
+	for n := range b.objects {
+		b.objects[n] = b.object(n)[:HeaderBytes+used]
+		areas[n] = b.objects[n][HeaderBytes:]
+	}
+	return areas
+}
+
+func (b *Builder) checkCut(cut *CutRecord) error {
+	if err := cut.validate(); err != nil {
+		return err
+	}
+	if cut.Epoch != b.o.Epoch || b.o.Cut != 0 && cut.Cut != b.o.Cut {
+		return fmt.Errorf("record of cut %d epoch %d in a segment of cut %d epoch %d", cut.Cut, cut.Epoch, b.o.Cut, b.o.Epoch)
+	}
+	if slices.ContainsFunc(cut.Segments, func(i Info) bool { return i.ID == b.o.ID }) {
+		return errors.New("a cut record does not list its own segment")
+	}
+	return nil
+}
+
+// finish writes what surrounds the areas, and reads back what every reader will depend on.
+func (b *Builder) finish(t Trailer, areas [][]byte, tail []byte) (*Sealed, error) {
+	h := Header{Pool: b.o.Pool, ID: b.o.ID, Epoch: b.o.Epoch, Salt: b.index.Salt, K: b.o.K, M: b.o.M}
+	for n, object := range b.objects {
+		h.Shard, t.Shard, t.AreaCRC = uint8(n), uint8(n), block.CRC(areas[n])
+		h.append(object[:0])
+		b.objects[n] = t.append(append(object, tail...))
+	}
+	last := b.objects[len(b.objects)-1]
+	x, _, err := decodeTail(last[t.Info.indexOffset():], t.Info)
+	if err != nil {
+		return nil, fmt.Errorf("seal segment %d: read back: %w", b.o.ID, err)
+	}
+	return &Sealed{Info: t.Info, Index: x, Shards: b.objects}, nil
+}
