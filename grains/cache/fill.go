@@ -1,0 +1,180 @@
+package cache
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"sync"
+	"time"
+
+	"graindisk/block"
+	"graindisk/tier"
+)
+
+const (
+	noSlot       = -1
+	slotMagic    = "GDCS"
+	slotVersion  = 1
+	fillRetryGap = 10 * time.Second // between attempts after an I/O error
+)
+
+// filler appends to one slot at a time; the next is prepared while the second half of it is filled,
+// because a slot's first use writes all of it. Who finds no slot ready while one is being
+// prepared does without: filling must not hold up a read.
+type filler struct {
+	mu        sync.Mutex
+	open      int    // slot being filled, or noSlot
+	at        uint32 // its next block
+	next      int    // slot ready to be filled, or noSlot
+	preparing bool
+	closed    bool
+	retryAt   time.Time // no slot is prepared before
+	wg        sync.WaitGroup
+}
+
+// Fill stores a clean extent, all its blocks, if there is room; data is not kept. A fill skipped or
+// failed is a miss later, nothing else.
+func (c *Cache) Fill(id block.ExtentID, data []byte) {
+	n := len(data) / block.Size
+	if len(data)%block.Size != 0 {
+		panic("cache: fill of a part of a block")
+	}
+	if n == 0 || c.has(id, n) {
+		return
+	}
+	if n > ExtentBlocksMax || n >= int(c.slotBlocks) {
+		c.counters.fillsSkipped.Add(1)
+		return
+	}
+	at, ok := c.room(uint32(n))
+	if !ok {
+		c.counters.fillsSkipped.Add(1)
+		return
+	}
+	defer c.space.Unpin(at.Slot())
+	if err := c.space.WriteAt(at, [][]byte{data}); err != nil {
+		c.log.Warn("cache fill failed", "slot", at.Slot(), "error", err)
+		c.abandon(at.Slot())
+		return
+	}
+	crcs := c.info(at.Slot()).crcs[at.Block():]
+	for i := range n {
+		crcs[i].Store(block.CRC(data[i*block.Size : (i+1)*block.Size]))
+	}
+	c.shard(id).replace(id, []run{{place: at, blocks: n}})
+	c.counters.fills.Add(1)
+}
+
+// room reserves n blocks in the open slot and pins it: it may be full, clean and evicted soon.
+func (c *Cache) room(n uint32) (tier.Place, bool) {
+	f := &c.fill
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.open == noSlot || f.at+n > c.slotBlocks {
+		if f.next == noSlot && !f.preparing {
+			c.prepareLocked()
+		}
+		if f.next == noSlot || f.closed {
+			return 0, false
+		}
+		if f.open != noSlot {
+			c.space.SetClean(f.open)
+		}
+		f.open, f.at, f.next = f.next, 1, noSlot
+	}
+	if !c.space.Pin(f.open) {
+		return 0, false
+	}
+	at := tier.NewPlace(f.open, f.at)
+	f.at += n
+	if f.at > c.slotBlocks/2 && f.next == noSlot && !f.preparing && !f.closed {
+		f.wg.Go(func() {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			if f.next == noSlot && !f.preparing {
+				c.prepareLocked()
+			}
+		})
+	}
+	return at, true
+}
+
+// prepareLocked takes a slot and makes it the next; the lock is not held meanwhile.
+func (c *Cache) prepareLocked() {
+	f := &c.fill
+	if f.closed || time.Now().Before(f.retryAt) {
+		return
+	}
+	f.preparing = true
+	f.mu.Unlock()
+	slot, err := c.prepare()
+	f.mu.Lock()
+	f.preparing = false
+	switch {
+	case errors.Is(err, tier.ErrNoSlot):
+	case err != nil:
+		f.retryAt = time.Now().Add(fillRetryGap)
+		c.log.Warn("no cache slot", "error", err)
+	default:
+		f.next = slot
+	}
+}
+
+// prepare takes a slot and gives it its length and its header.
+func (c *Cache) prepare() (int, error) {
+	slot, err := c.space.Take(c.reserve)
+	if err != nil {
+		return noSlot, err
+	}
+	err = c.space.Prewrite(slot)
+	if err == nil {
+		err = c.space.WriteAt(tier.NewPlace(slot, 0), [][]byte{newSlotHeader()})
+	}
+	if err != nil {
+		c.space.Free(slot)
+		return noSlot, err
+	}
+	c.info(slot)
+	return slot, nil
+}
+
+// newSlotHeader is the first block of a slot, as drawn in the package comment.
+func newSlotHeader() []byte {
+	b := make([]byte, block.Size)
+	copy(b, slotMagic)
+	binary.LittleEndian.PutUint16(b[4:], slotVersion)
+	rand.Read(b[16:32])
+	binary.LittleEndian.PutUint32(b[block.Size-4:], block.CRC(b[:block.Size-4]))
+	return b
+}
+
+// abandon gives up a slot that cannot be written; what it holds stays readable until it is evicted.
+func (c *Cache) abandon(slot int) {
+	f := &c.fill
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.retryAt = time.Now().Add(fillRetryGap)
+	if f.open == slot {
+		c.space.SetClean(slot)
+		f.open = noSlot
+	}
+}
+
+// closeFill ends filling; the open slot becomes clean and the next goes back.
+func (c *Cache) closeFill() {
+	f := &c.fill
+	f.mu.Lock()
+	f.closed = true
+	f.mu.Unlock()
+	f.wg.Wait()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.open != noSlot {
+		c.space.SetClean(f.open)
+	}
+	if f.next != noSlot {
+		c.DropSlot(f.next)
+		c.space.Free(f.next)
+	}
+	f.open, f.next = noSlot, noSlot
+}
