@@ -93,6 +93,9 @@ func Open(o Options) (*Space, error) {
 		return nil, fmt.Errorf("tier: %d slots: must be 4 to %d", o.Slots, SlotsMax)
 	}
 	names, err := o.FS.ReadDir(o.Dir)
+	if err == nil {
+		err = o.FS.SyncDir(o.Dir) // the last process may have died between making a file and this
+	}
 	if err != nil {
 		return nil, fmt.Errorf("tier: %w", err)
 	}

@@ -1,0 +1,130 @@
+package writeback
+
+import (
+	"context"
+	"fmt"
+	"slices"
+)
+
+// syncRound is one round of syncing; whoever comes while it runs waits for the next.
+type syncRound struct {
+	done chan struct{}
+}
+
+// Sync makes everything stable that was written when it was called. Calls are combined: one round
+// runs at a time, and the next serves all who came meanwhile. Once a round has begun for this call,
+// ctx no longer ends it.
+func (l *Log) Sync(ctx context.Context) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.syncLocked(ctx, l.written)
+}
+
+// syncThrough makes everything up to target, which is written, stable.
+func (l *Log) syncThrough(ctx context.Context, target Seq) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.syncLocked(ctx, target)
+}
+
+func (l *Log) syncLocked(ctx context.Context, target Seq) error {
+	for l.stable < target {
+		if l.err != nil {
+			return l.err
+		}
+		if r := l.round; r != nil {
+			l.mu.Unlock()
+			select {
+			case <-r.done:
+				l.mu.Lock()
+			case <-ctx.Done():
+				l.mu.Lock()
+				return fmt.Errorf("sync: %w", context.Cause(ctx))
+			}
+			continue
+		}
+		l.runRoundLocked()
+	}
+	return l.err
+}
+
+// runRoundLocked syncs the files with unsynced records, in order, through what is written now.
+func (l *Log) runRoundLocked() {
+	r := &syncRound{done: make(chan struct{})}
+	l.round = r
+	through := l.written
+	var files, full []*logFile
+	for _, f := range l.files {
+		if !f.synced && f.last >= f.first {
+			files = append(files, f)
+			if f.full {
+				full = append(full, f)
+			}
+		}
+	}
+	l.mu.Unlock()
+	var err error
+	for _, f := range files {
+		if err = l.space.Sync(f.slot); err != nil {
+			break
+		}
+	}
+	l.mu.Lock()
+	if err != nil {
+		l.failLocked(fmt.Errorf("%w: %w", ErrFailed, err))
+	} else {
+		l.stable = max(l.stable, through)
+		for _, f := range full {
+			f.synced = true
+		}
+	}
+	l.round = nil
+	close(r.done)
+}
+
+// sealFiles seals full files in their order until ctx ends or the log fails.
+func (l *Log) sealFiles(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-l.toSeal:
+		}
+		for ctx.Err() == nil {
+			f := l.nextToSeal()
+			if f == nil {
+				break
+			}
+			if err := l.seal(ctx, f); err != nil {
+				return // the log has stopped and said why, or is closing
+			}
+		}
+	}
+}
+
+func (l *Log) nextToSeal() *logFile {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if i := slices.IndexFunc(l.files, func(f *logFile) bool { return !f.sealed }); i >= 0 && l.files[i].full {
+		return l.files[i]
+	}
+	return nil
+}
+
+// seal makes a full file stable and then says so in the metadata log.
+func (l *Log) seal(ctx context.Context, f *logFile) error {
+	if err := l.syncThrough(ctx, f.last); err != nil {
+		return err
+	}
+	l.meta.mu.Lock()
+	defer l.meta.mu.Unlock()
+	if err := l.meta.appendSealedLocked(f, f.entries); err != nil {
+		return l.fail(err)
+	}
+	l.mu.Lock()
+	f.sealed, f.synced, f.entries = true, true, nil
+	l.cleanLocked()
+	l.mu.Unlock()
+	l.SpaceFreed()
+	return nil
+}
