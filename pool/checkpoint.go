@@ -1,0 +1,266 @@
+package pool
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"sort"
+
+	"graindisk/backend"
+	"graindisk/block"
+	"graindisk/grains/segment"
+	"graindisk/pool/root"
+	"graindisk/vdisk/densetree"
+	"graindisk/writeback"
+)
+
+// A published checkpoint is a manifest, part 0, and the runs it names, in parts of this and of older
+// checkpoints: runs are immutable, so only those made since the last checkpoint are stored again.
+// Every part is stored m+1 times, on different targets, under ckpt/<epoch>/<n>/<part>.<copy>:
+//
+//	0       4     6     8          16      24  28     32     36    40
+//	+-------+-----+-----+----------+-------+---+------+------+-----+------+
+//	| GDCK  | ver | 0   | incompat | epoch | n | part | len  | crc | body |
+//	+-------+-----+-----+----------+-------+---+------+------+-----+------+
+//
+// crc is CRC32C over the header without it and the body. The manifest's body is a snapshot in JSON;
+// the body of another part is encoded runs back to back.
+const (
+	partMagic     = "GDCK"
+	partVersion   = 1
+	partHeaderLen = 40
+	partBytesMax  = 64 << 20 // what a reader accepts
+	partBytesFull = 8 << 20  // where a writer starts the next part
+)
+
+func encodePart(epoch uint64, n uint32, part int, body []byte) []byte {
+	b := make([]byte, partHeaderLen, partHeaderLen+len(body))
+	copy(b, partMagic)
+	binary.LittleEndian.PutUint16(b[4:], partVersion)
+	binary.LittleEndian.PutUint64(b[16:], epoch)
+	binary.LittleEndian.PutUint32(b[24:], n)
+	binary.LittleEndian.PutUint32(b[28:], uint32(part))
+	binary.LittleEndian.PutUint32(b[32:], uint32(len(body)))
+	b = append(b, body...)
+	binary.LittleEndian.PutUint32(b[36:], partCRC(b))
+	return b
+}
+
+func partCRC(b []byte) uint32 {
+	return block.CRC(append(slices.Clone(b[:36]), b[partHeaderLen:]...))
+}
+
+// decodePart checks a part and returns its body, which aliases b.
+func decodePart(b []byte, epoch uint64, n uint32, part int) ([]byte, error) {
+	if len(b) < partHeaderLen || string(b[:4]) != partMagic {
+		return nil, fmt.Errorf("checkpoint part: bad magic: %w", segment.ErrDamaged)
+	}
+	le := binary.LittleEndian
+	if v, inc := le.Uint16(b[4:]), le.Uint64(b[8:]); v > partVersion || inc != 0 {
+		return nil, fmt.Errorf("checkpoint part: version %d, incompat bits %#x: %w", v, inc, segment.ErrNewer)
+	}
+	if int(le.Uint32(b[32:])) != len(b)-partHeaderLen || le.Uint32(b[36:]) != partCRC(b) {
+		return nil, fmt.Errorf("checkpoint part: bad length or checksum: %w", segment.ErrDamaged)
+	}
+	if e, m, q := le.Uint64(b[16:]), le.Uint32(b[24:]), le.Uint32(b[28:]); e != epoch || m != n || int(q) != part {
+		return nil, fmt.Errorf("checkpoint part: is part %d of %d/%d, want part %d of %d/%d: %w", q, e, m, part, epoch, n, segment.ErrDamaged)
+	}
+	return b[partHeaderLen:], nil
+}
+
+func partKey(epoch, n uint64, part, copyNo int) string {
+	return fmt.Sprintf("ckpt/%d/%d/%d.%d", epoch, n, part, copyNo)
+}
+
+// checkpointer remembers which runs are stored where.
+type checkpointer struct {
+	n    uint64            // checkpoints written under this epoch
+	runs map[uint64]runRef // by run number
+}
+
+// localCheckpoint freezes the log, writes the local checkpoint as of the freeze and returns the
+// frozen generation, which stays unpublished.
+func (p *Pool) localCheckpoint(ctx context.Context) (*writeback.Frozen, error) {
+	c, err := p.log.FreezeAndRotate(ctx)
+	if err != nil {
+		return nil, err
+	}
+	state, err := p.encodeState()
+	if err != nil {
+		return nil, err
+	}
+	return c.Frozen, p.log.WriteCheckpoint(c, state)
+}
+
+func (p *Pool) checkpointIfDue(ctx context.Context) error {
+	if len(p.value().Cuts) < cutsMax {
+		return nil
+	}
+	return p.publishCheckpoint(ctx)
+}
+
+// publishCheckpoint stores the maps as of the newest cut and commits the root that names them.
+func (p *Pool) publishCheckpoint(ctx context.Context) error {
+	epoch, n := p.epoch.Load(), p.pub.ckpt.n+1
+	next := map[uint64]runRef{}
+	part, body := 1, []byte(nil)
+	flush := func() error {
+		if len(body) == 0 {
+			return nil
+		}
+		_, err := p.putPart(ctx, epoch, n, part, body)
+		part, body = part+1, nil
+		return err
+	}
+	s, err := p.snapshotNow(func(r *densetree.Run) (runRef, error) {
+		ref, ok := p.pub.ckpt.runs[r.ID]
+		if !ok {
+			b := r.Encode()
+			if len(body)+len(b) > partBytesFull {
+				if err := flush(); err != nil {
+					return ref, err
+				}
+			}
+			ref = runRef{ID: r.ID, Epoch: epoch, N: n, Part: part, Off: int64(len(body)), Len: int64(len(b))}
+			body = append(body, b...)
+		}
+		next[r.ID] = ref
+		return ref, nil
+	})
+	if err == nil {
+		err = flush()
+	}
+	if err != nil {
+		return err
+	}
+	manifest, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	targets, err := p.putPart(ctx, epoch, n, 0, manifest)
+	if err != nil {
+		return err
+	}
+	ref := root.CheckpointRef{
+		Epoch: epoch, N: n, Cut: s.Cut, K: 1, M: uint8(len(targets) - 1), Targets: targets,
+		Bytes: int64(len(manifest)), CRC: block.CRC(manifest),
+	}
+	v := p.value()
+	v.Checkpoints = append([]root.CheckpointRef{ref}, v.Checkpoints...)
+	v.Checkpoints = v.Checkpoints[:min(2, len(v.Checkpoints))]
+	v.Cuts = slices.DeleteFunc(slices.Clone(v.Cuts), func(c root.CutRef) bool { return c.Cut <= s.Cut })
+	if err := p.commit(ctx, v); err != nil {
+		return err
+	}
+	p.pub.ckpt.n, p.pub.ckpt.runs = n, next
+	p.o.Log.Info("checkpoint published", "pool", p.o.Name, "cut", s.Cut, "n", n)
+	return nil
+}
+
+// putPart stores m+1 copies on different targets, passing over those that fail, however long it takes,
+// and tells which: copy i is on the i-th.
+func (p *Pool) putPart(ctx context.Context, epoch, n uint64, part int, body []byte) ([]block.TargetID, error) {
+	obj := encodePart(epoch, uint32(n), part, body)
+	for wait := backoff(0); ; wait = wait.next() {
+		_, m, targets := p.placement(0)
+		slices.Sort(targets)
+		var on []block.TargetID
+		var errs []error
+		for _, t := range slices.Compact(targets) {
+			if len(on) > int(m) {
+				break
+			}
+			store, _ := p.store(t)
+			if err := putShard(ctx, store, partKey(epoch, n, part, len(on)), obj); err != nil {
+				errs = append(errs, fmt.Errorf("target %s: %w", p.targetName(t), err))
+				continue
+			}
+			on = append(on, t)
+		}
+		if len(on) > 0 && len(on) >= min(int(m)+1, len(p.value().Cfg.Members)) {
+			return on, nil
+		}
+		p.o.Log.Warn("checkpoint part not stored, trying again", "pool", p.o.Name, "part", part, "err", errors.Join(errs...))
+		if err := wait.sleep(ctx); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// getPart reads a part from whichever target has a good copy.
+func (p *Pool) getPart(ctx context.Context, epoch, n uint64, part int) ([]byte, error) {
+	var errs []error
+	members := p.value().Cfg.Members
+	for _, mem := range members {
+		store, ok := p.store(mem.ID)
+		if !ok {
+			continue
+		}
+		for c := range members {
+			b, _, err := store.Get(ctx, partKey(epoch, n, part, c), partBytesMax)
+			if err == nil {
+				b, err = decodePart(b, epoch, uint32(n), part)
+			}
+			if err == nil {
+				return b, nil
+			}
+			if !errors.Is(err, backend.ErrNotFound) {
+				errs = append(errs, fmt.Errorf("target %s: %w", p.targetName(mem.ID), err))
+			}
+		}
+	}
+	if len(errs) == 0 {
+		return nil, fmt.Errorf("checkpoint %d/%d part %d is on no target: %w", epoch, n, part, segment.ErrDamaged)
+	}
+	return nil, fmt.Errorf("checkpoint %d/%d part %d: %w", epoch, n, part, errors.Join(errs...))
+}
+
+// loadCheckpoint reads the newest checkpoint that the root names; without one the maps start empty.
+func (p *Pool) loadCheckpoint(ctx context.Context, v root.Value) error {
+	if len(v.Checkpoints) == 0 {
+		return nil
+	}
+	ref := v.Checkpoints[0]
+	manifest, err := p.getPart(ctx, ref.Epoch, ref.N, 0)
+	if err != nil {
+		return err
+	}
+	if block.CRC(manifest) != ref.CRC {
+		return fmt.Errorf("checkpoint %d/%d is not the one the root names: %w", ref.Epoch, ref.N, segment.ErrDamaged)
+	}
+	s, err := decodeSnapshot(manifest)
+	if err != nil {
+		return err
+	}
+	p.pub.ckpt.runs = map[uint64]runRef{}
+	type partID struct {
+		epoch, n uint64
+		part     int
+	}
+	parts := map[partID][]byte{}
+	return p.loadTrees(s, func(r runRef) (*densetree.Run, error) {
+		id := partID{r.Epoch, r.N, r.Part}
+		if parts[id] == nil {
+			b, err := p.getPart(ctx, r.Epoch, r.N, r.Part)
+			if err != nil {
+				return nil, err
+			}
+			parts[id] = b
+		}
+		b := parts[id]
+		if r.Off < 0 || r.Len < 0 || r.Off > int64(len(b))-r.Len {
+			return nil, fmt.Errorf("run %d outside its part: %w", r.ID, segment.ErrDamaged)
+		}
+		p.pub.ckpt.runs[r.ID] = r
+		return densetree.DecodeRun(b[r.Off : r.Off+r.Len])
+	})
+}
+
+// sort gives the snapshot one order, whatever order the maps gave.
+func (s *snapshot) sort() {
+	sort.Slice(s.Disks, func(i, j int) bool { return s.Disks[i].Disk < s.Disks[j].Disk })
+	sort.Slice(s.Segments, func(i, j int) bool { return s.Segments[i].ID < s.Segments[j].ID })
+}

@@ -1,0 +1,137 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"graindisk/pool/root"
+)
+
+// Publish makes a cut of everything that is in the log now, and returns when it is published.
+func (p *Pool) Publish(ctx context.Context) error {
+	answer := make(chan error, 1)
+	select {
+	case p.pub.kick <- answer:
+	case <-p.pub.done:
+		return p.stopped()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case err := <-answer:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (p *Pool) stopped() error {
+	if b := p.broken.Load(); b != nil {
+		return b.err
+	}
+	return ErrShutdown
+}
+
+// Close ends the pool; no disk of it may be in use any more. It publishes everything and releases the
+// pool. If the targets do not answer before ctx ends, it leaves the log intact and the pool held and
+// returns ErrShutdown: the next Open on this tier serves everything.
+func (p *Pool) Close(ctx context.Context) error {
+	perr := p.Publish(ctx)
+	p.pub.cancel()
+	<-p.pub.done
+	// From here on this goroutine is the publisher.
+	switch {
+	case perr == nil:
+		if perr = p.release(ctx); perr != nil && ctx.Err() != nil {
+			perr = fmt.Errorf("close pool %s: everything is published, but the pool could not be released: %w", p.o.Name, ErrShutdown)
+		}
+	case ctx.Err() != nil:
+		u := p.log.Unpublished()
+		perr = fmt.Errorf("close pool %s: %w: %d bytes stay in the log on %s and the pool stays held; start the gateway again to publish them",
+			p.o.Name, ErrShutdown, u.Bytes, p.o.TierDir)
+	}
+	return errors.Join(perr, p.closeTier())
+}
+
+// release checkpoints both sides, so that whoever opens next has little to read, and says in the root
+// that nobody owns the pool.
+func (p *Pool) release(ctx context.Context) error {
+	if p.value().Cut > 0 && len(p.value().Cuts) > cutsMax/8 {
+		if err := p.publishCheckpoint(ctx); err != nil {
+			return err
+		}
+	}
+	v := p.value()
+	v.State = root.Released
+	if err := p.commit(ctx, v); err != nil {
+		return err
+	}
+	f, err := p.localCheckpoint(ctx)
+	if err != nil {
+		return err
+	}
+	return p.log.Publish(f)
+}
+
+// Status is a pool as people and programs want to see it.
+type Status struct {
+	Name                  string         `json:"name"`
+	UUID                  string         `json:"uuid"`
+	State                 string         `json:"state"` // serving | claiming | stopped
+	Error                 string         `json:"error,omitempty"`
+	Epoch                 uint64         `json:"epoch"`
+	PublishedCut          uint64         `json:"published_cut"`
+	UnpublishedBytes      int64          `json:"unpublished_bytes"`
+	UnpublishedAgeSeconds float64        `json:"unpublished_age_seconds"`
+	Stripe                string         `json:"stripe"`
+	Segments              int            `json:"segments"`
+	Targets               []TargetStatus `json:"targets"`
+	Tier                  TierStatus     `json:"tier"`
+}
+
+// TargetStatus is one target of a pool.
+type TargetStatus struct {
+	Name    string `json:"name"`
+	Where   string `json:"where"`
+	Avoided bool   `json:"avoided"` // it failed in the last half minute
+}
+
+// TierStatus is how the tier's slots are used.
+type TierStatus struct {
+	SlotBytes int64 `json:"slot_bytes"`
+	Free      int   `json:"free_slots"`
+	Busy      int   `json:"busy_slots"`
+	Clean     int   `json:"clean_slots"`
+}
+
+// Status reports on the pool.
+func (p *Pool) Status() Status {
+	u := p.log.Unpublished()
+	s := Status{
+		Name: p.o.Name, UUID: p.uuid.String(), State: "serving", Epoch: p.epoch.Load(),
+		UnpublishedBytes: u.Bytes, UnpublishedAgeSeconds: age(u),
+	}
+	free, busy, clean := p.space.Counts()
+	s.Tier = TierStatus{SlotBytes: p.o.SlotBytes, Free: free, Busy: busy, Clean: clean}
+	if !p.isClaimed() {
+		s.State = "claiming"
+	}
+	if b := p.broken.Load(); b != nil {
+		s.State, s.Error = "stopped", b.err.Error()
+	}
+	v := p.value()
+	s.PublishedCut = v.Cut
+	s.Stripe = fmt.Sprintf("%d+%d", v.Stripe.Data, v.Stripe.Parity)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s.Segments = len(p.segments)
+	for _, m := range v.Cfg.Members {
+		t := TargetStatus{Name: p.targetName(m.ID), Avoided: p.avoidedLocked(m.ID)}
+		if st, ok := p.store(m.ID); ok {
+			t.Where = st.String()
+		}
+		s.Targets = append(s.Targets, t)
+	}
+	return s
+}

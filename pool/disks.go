@@ -1,0 +1,150 @@
+package pool
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"sort"
+	"time"
+
+	"graindisk/block"
+	"graindisk/grains/segment"
+	"graindisk/vdisk"
+	"graindisk/vdisk/densetree"
+	"graindisk/writeback"
+)
+
+// op is the payload of an OP record in the log, as JSON: the row of the disk table, whole, that the
+// record's disk has from here on.
+type op struct {
+	Meta *segment.DiskMeta `json:"meta"`
+}
+
+func decodeOp(b []byte) (segment.DiskMeta, error) {
+	var o op
+	if err := json.Unmarshal(b, &o); err != nil {
+		return segment.DiskMeta{}, fmt.Errorf("operation record: %w", err)
+	}
+	if o.Meta == nil {
+		return segment.DiskMeta{}, fmt.Errorf("operation record %q: %w", b, writeback.ErrNewer)
+	}
+	return *o.Meta, nil
+}
+
+// CreateDisk adds a disk of size bytes, empty, and returns it once its creation is stable. The name
+// and size have been checked by the caller.
+func (p *Pool) CreateDisk(ctx context.Context, name string, size int64) (*vdisk.Disk, error) {
+	if err := p.gate(); err != nil {
+		return nil, err
+	}
+	p.createMu.Lock()
+	defer p.createMu.Unlock()
+	p.mu.Lock()
+	_, taken := p.disks[name]
+	id := p.nextDisk
+	p.mu.Unlock()
+	if taken {
+		return nil, fmt.Errorf("create disk %s: %w", name, ErrExists)
+	}
+	meta := segment.DiskMeta{Name: name, SizeBytes: uint64(size)}
+	payload, err := json.Marshal(op{Meta: &meta})
+	if err != nil {
+		return nil, err
+	}
+	// The disk can be found, and written to, only when its creation is on record.
+	if _, err = p.log.Append(ctx, []writeback.Record{{Kind: writeback.Op, Disk: id, Data: payload}}); err == nil {
+		err = p.log.Sync(ctx)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("create disk %s: %w", name, err)
+	}
+	p.addDisk(id, meta)
+	return p.Disk(name)
+}
+
+// addDisk makes the disk that a row of the table describes, unless it is there.
+func (p *Pool) addDisk(id block.DiskID, meta segment.DiskMeta) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.nextDisk = max(p.nextDisk, id+1)
+	if _, ok := p.disks[meta.Name]; ok {
+		return
+	}
+	t := p.trees[id]
+	if t == nil {
+		t = densetree.New(p.treeOptions())
+		p.trees[id] = t
+	}
+	p.disks[meta.Name] = vdisk.New(vdisk.Options{
+		ID: id, Name: meta.Name, Size: int64(meta.SizeBytes), Log: p.log, Tree: t, Extents: p, Gate: p.gate,
+	})
+}
+
+func (p *Pool) treeOptions() densetree.Options {
+	return densetree.Options{NextRunID: func() uint64 { return p.runID.Add(1) }}
+}
+
+// tree is the map of a disk's published blocks; nil if there is no such disk.
+func (p *Pool) tree(id block.DiskID) *densetree.Tree {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.trees[id]
+}
+
+// Disk finds a disk by name.
+func (p *Pool) Disk(name string) (*vdisk.Disk, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	d := p.disks[name]
+	if d == nil {
+		return nil, fmt.Errorf("disk %s: %w", name, ErrNoDisk)
+	}
+	return d, nil
+}
+
+// DiskInfo describes a disk to people and programs.
+type DiskInfo struct {
+	Name                 string  `json:"name"`
+	ID                   uint32  `json:"id"`
+	Pool                 string  `json:"pool"`
+	SizeBytes            int64   `json:"size_bytes"`
+	UnpublishedBytes     int64   `json:"unpublished_bytes"`
+	UnpublishedAgeSecond float64 `json:"unpublished_age_seconds"`
+	PublishedCut         uint64  `json:"published_cut"`
+	Epoch                uint64  `json:"epoch"`
+}
+
+// Disks lists the disks by name.
+func (p *Pool) Disks() []DiskInfo {
+	p.mu.Lock()
+	ds := make([]*vdisk.Disk, 0, len(p.disks))
+	for _, d := range p.disks {
+		ds = append(ds, d)
+	}
+	p.mu.Unlock()
+	sort.Slice(ds, func(i, j int) bool { return ds[i].Name() < ds[j].Name() })
+	out := make([]DiskInfo, len(ds))
+	for i, d := range ds {
+		out[i] = p.Describe(d)
+	}
+	return out
+}
+
+// Describe reports on one disk.
+func (p *Pool) Describe(d *vdisk.Disk) DiskInfo {
+	u := p.log.UnpublishedOf(d.ID())
+	v := p.value()
+	info := DiskInfo{
+		Name: d.Name(), ID: uint32(d.ID()), Pool: p.o.Name, SizeBytes: d.Size(),
+		UnpublishedBytes: u.Bytes, UnpublishedAgeSecond: age(u), PublishedCut: v.Cut, Epoch: p.epoch.Load(),
+	}
+	return info
+}
+
+// age is the age of the oldest unpublished record in seconds; 0 if there is none.
+func age(u writeback.Dirty) float64 {
+	if u.Oldest.IsZero() {
+		return 0
+	}
+	return time.Since(u.Oldest).Seconds()
+}

@@ -1,0 +1,234 @@
+// Package pool opens and joins what is below it: the tier with the log and the cache, the targets
+// with the segments, the maps of the disks, and the root register that says who owns them.
+//
+//	guest write ─► vdisk ─► log ──freeze──► frozen index ──pack──► segments ──► targets
+//	                         │                                                    │
+//	                         │◄─ publication record ◄── root committed ◄──────────┘
+//	                         ▼
+//	              tree entries, cache entries; the generation is dropped
+//
+// One goroutine, the publisher, owns everything that changes in the cloud: it claims the pool, makes
+// cuts in order, and writes the checkpoints. The order within one cut is fixed:
+//
+//  1. the log index is frozen at S and the log made stable through S;
+//  2. the stripes are stored, the one that holds the cut's record last;
+//  3. the root is committed with the cut: from here on it is published;
+//  4. the publication record is made stable in the metadata log;
+//  5. the maps change: tree, then cache, and only then is the log's generation dropped.
+//
+// A crash before 3 leaves orphan objects and an unpublished log. Between 3 and 4 the root is one cut
+// ahead of the tier, which the next open sees and mends by reading the cut from the targets.
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+
+	"graindisk/backend"
+	"graindisk/block"
+	"graindisk/grains/cache"
+	"graindisk/grains/segment"
+	"graindisk/internal/vfs"
+	"graindisk/pool/root"
+	"graindisk/tier"
+	"graindisk/vdisk"
+	"graindisk/vdisk/densetree"
+	"graindisk/writeback"
+)
+
+// What callers branch on.
+var (
+	// ErrNoDisk means the pool has no disk of that name.
+	ErrNoDisk = errors.New("no such disk")
+	// ErrExists means the name is taken.
+	ErrExists = errors.New("disk exists")
+	// ErrNoPool means the targets hold no pool.
+	ErrNoPool = errors.New("no pool on the targets")
+	// ErrForeignTier means that the log on the tier does not belong to the pool's owner.
+	ErrForeignTier = errors.New("the tier holds another owner's log")
+	// ErrNotEmpty means that a pool cannot be created because something is there already.
+	ErrNotEmpty = errors.New("not empty")
+	// ErrShutdown means that the stores did not answer in time at Close: the log is intact and the
+	// pool stays held.
+	ErrShutdown = errors.New("the targets did not answer in time")
+)
+
+// Target is one place that holds shards, under the name that people know it by.
+type Target struct {
+	Name  string
+	Store backend.Store
+}
+
+// Options configure a pool. A zero field has the default that its comment names.
+type Options struct {
+	Name    string // for messages
+	Targets []Target
+	FS      vfs.FS // default vfs.OS
+	TierDir string // made if it is missing
+	// TierBytes bounds the log and the cache together; default 10 GiB, at least 8 slots.
+	TierBytes int64
+	// SlotBytes is the unit of tier space; default the larger of 64 MiB and TierBytes/1024.
+	SlotBytes int64
+	// Data and Parity are the stripe profile of a pool that is being created; default 2+1.
+	Data, Parity int
+	// SegmentBytes is the payload of a full segment of a pool being created; default 32 MiB.
+	SegmentBytes int64
+	// MaxDirtyAge is the age at which unpublished writes start a cut; default 30 s.
+	MaxDirtyAge time.Duration
+	// CutBytes of unpublished writes start a cut; default 32 segments, at most half the log.
+	CutBytes int64
+	// IndexBytes bounds the cached segment indexes in RAM; default 64 MiB.
+	IndexBytes int64
+	Host       string // who we are in messages; default the host's name
+	Takeover   bool   // take a pool that another owner holds; see Open
+	// CreateEmpty lets Open create the pool if the tier is empty and no target holds anything.
+	CreateEmpty bool
+	// RootTimeout is how long Open waits for the root before it serves from an intact log; default 5 s.
+	RootTimeout time.Duration
+	Log         *slog.Logger
+}
+
+func (o Options) withDefaults() Options {
+	def := func(v *int64, d int64) {
+		if *v == 0 {
+			*v = d
+		}
+	}
+	if o.FS == nil {
+		o.FS = vfs.OS{}
+	}
+	def(&o.TierBytes, 10<<30)
+	def(&o.SlotBytes, max(64<<20, (o.TierBytes/1024+block.Size-1)/block.Size*block.Size))
+	if o.Data == 0 {
+		o.Data, o.Parity = 2, 1
+	}
+	def(&o.SegmentBytes, 32<<20)
+	def(&o.CutBytes, min(32*o.SegmentBytes, o.TierBytes/2))
+	def(&o.IndexBytes, 64<<20)
+	if o.MaxDirtyAge == 0 {
+		o.MaxDirtyAge = 30 * time.Second
+	}
+	if o.RootTimeout == 0 {
+		o.RootTimeout = 5 * time.Second
+	}
+	if o.Host == "" {
+		o.Host, _ = os.Hostname()
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return o
+}
+
+func (o Options) validate() error {
+	var errs []error
+	if len(o.Targets) == 0 {
+		errs = append(errs, errors.New("no targets"))
+	}
+	if o.TierBytes/o.SlotBytes < 8 {
+		errs = append(errs, fmt.Errorf("tier of %d bytes holds %d slots of %d bytes; at least 8 are needed", o.TierBytes, o.TierBytes/o.SlotBytes, o.SlotBytes))
+	}
+	if o.Data < 1 || o.Data > 16 || o.Parity < 0 || o.Parity > 4 {
+		errs = append(errs, fmt.Errorf("stripe %d+%d: data must be 1 to 16 and parity 0 to 4", o.Data, o.Parity))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("pool %s: %w", o.Name, err)
+	}
+	return nil
+}
+
+// Pool is an open pool. All methods are safe for concurrent use.
+type Pool struct {
+	o      Options
+	space  *tier.Space
+	log    *writeback.Log
+	cache  *cache.Cache
+	reader *segment.Reader
+	reg    *root.Register
+	runID  atomic.Uint64        // numbers runs of the dense trees
+	gateFn atomic.Pointer[gate] // the answer to every request, once the pool must not serve any more
+	broken atomic.Pointer[gate] // why no more cuts are made
+
+	uuid     uuid.UUID
+	logID    writeback.UUID
+	epoch    atomic.Uint64
+	createMu sync.Mutex // one disk is created at a time
+	segMu    sync.Mutex // one segment number is drawn at a time
+
+	// The targets by member number; they change only before serving starts and at the first claim.
+	storesMu sync.RWMutex
+	stores   map[block.TargetID]backend.Store
+	names    map[block.TargetID]string
+
+	mu       sync.Mutex
+	disks    map[string]*vdisk.Disk // live, by name
+	trees    map[block.DiskID]*densetree.Tree
+	segments map[block.SegmentID]segment.Info
+	nextDisk block.DiskID
+	val      root.Value // as last committed or read; the publisher changes it
+	claimed  bool
+	sick     map[block.TargetID]time.Time // targets that failed lately, and until when they are avoided
+
+	pub publisher // owned by the publisher goroutine
+}
+
+// gate is an error that was met for good.
+type gate struct{ err error }
+
+func (p *Pool) gate() error {
+	if g := p.gateFn.Load(); g != nil {
+		return g.err
+	}
+	return nil
+}
+
+// Create makes a new pool on the targets. It refuses if any target holds a root already, and, with
+// requireEmpty, if any target holds any object at all.
+func Create(ctx context.Context, o Options) error {
+	o = o.withDefaults()
+	if err := o.validate(); err != nil {
+		return err
+	}
+	for _, t := range o.Targets {
+		objs, _, err := t.Store.List(ctx, "", "", 1)
+		if err != nil {
+			return fmt.Errorf("create pool %s: target %s: %w", o.Name, t.Name, err)
+		}
+		if len(objs) > 0 {
+			return fmt.Errorf("create pool %s: target %s (%s) holds %q: %w; give the pool an empty place or its own prefix", o.Name, t.Name, t.Store, objs[0].Key, ErrNotEmpty)
+		}
+	}
+	v := root.Value{
+		Format: root.ValueFormat, Cfg: root.Config{No: 1}, State: root.Released, SegLimit: 1,
+		Stripe: root.Stripe{Data: o.Data, Parity: o.Parity}, GrainBytes: GrainBytes, SegmentBytes: o.SegmentBytes,
+	}
+	for i, t := range o.Targets {
+		v.Cfg.Members = append(v.Cfg.Members, root.Member{ID: block.TargetID(i + 1), UUID: uuid.NewString(), Name: t.Name})
+	}
+	if err := root.Create(ctx, rootTargets(o.Targets), uuid.NewString(), v); err != nil {
+		return fmt.Errorf("create pool %s: %w", o.Name, err)
+	}
+	o.Log.Info("pool created", "pool", o.Name, "targets", len(o.Targets), "data", o.Data, "parity", o.Parity)
+	return nil
+}
+
+func rootTargets(ts []Target) []root.Target {
+	rs := make([]root.Target, len(ts))
+	for i, t := range ts {
+		rs[i] = root.Target{Name: t.Name, Store: t.Store}
+	}
+	return rs
+}
+
+// GrainBytes is the unit of caching and of map lookup, fixed at creation.
+const GrainBytes = 64 << 10
+
+const grainBlocks = GrainBytes / block.Size

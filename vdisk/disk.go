@@ -1,0 +1,103 @@
+// Package vdisk is one virtual disk: reads, writes, unmaps and flushes of any byte range, on top of
+// the log that holds what is not yet published, the dense tree that maps what is, and the extents
+// that the tree names.
+//
+//	Write ──► writeback.Log ──(cut published)──► densetree.Tree ──► Extents: tier cache, segments
+//	Read  ◄── 1. log index ◄───────────────────  2. tree      ◄───  3. tier, then target
+//
+// A reader asks the log index first and the tree second. A publisher changes the tree first and
+// forgets the log's generation second, so a reader between the two finds every block in one or both.
+//
+// Invariants:
+//   - a write smaller than a block is a read-modify-write of that block under the block's lock, which
+//     every other write to the block takes too, so neighbouring sectors are never lost;
+//   - no lock is held while a target is asked: what a partial write needs is fetched first, and the
+//     block is resolved again under the lock.
+package vdisk
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"graindisk/block"
+	"graindisk/vdisk/densetree"
+	"graindisk/writeback"
+)
+
+// Extents reads stored extents by name: from the tier if they are there, else from their segment.
+type Extents interface {
+	// ReadCached fills p, whole blocks, from block off of the extent and reports true, or false
+	// when the bytes are not all on the tier. It never asks a target.
+	ReadCached(id block.ExtentID, off int, p []byte) bool
+	// Read fills p, whole blocks, from block off of an extent of orig blocks.
+	Read(ctx context.Context, id block.ExtentID, orig, off int, p []byte) error
+}
+
+// Options describe a disk to New.
+type Options struct {
+	ID      block.DiskID
+	Name    string
+	Size    int64 // bytes, a multiple of block.Size
+	Log     *writeback.Log
+	Tree    *densetree.Tree
+	Extents Extents
+	// Gate is asked before every request; a non-nil error is returned to the client.
+	Gate func() error
+}
+
+// Disk is one open disk. All methods are safe for concurrent use.
+type Disk struct {
+	o     Options
+	size  atomic.Int64
+	locks [lockStripes]sync.RWMutex // see lockSet
+}
+
+// New returns the disk that o describes.
+func New(o Options) *Disk {
+	d := &Disk{o: o}
+	d.size.Store(o.Size)
+	return d
+}
+
+// ID is the disk's number in its pool.
+func (d *Disk) ID() block.DiskID { return d.o.ID }
+
+// Name is the disk's name, unique in the gateway.
+func (d *Disk) Name() string { return d.o.Name }
+
+// Size is the disk's length in bytes.
+func (d *Disk) Size() int64 { return d.size.Load() }
+
+// ReadOnly tells whether writes are refused.
+func (d *Disk) ReadOnly() bool { return false }
+
+// Description is a line for clients that ask what an export is.
+func (d *Disk) Description() string { return "disk " + d.o.Name }
+
+// Tree is the disk's map of published blocks.
+func (d *Disk) Tree() *densetree.Tree { return d.o.Tree }
+
+// Flush makes every write that returned before it was called, on any connection, stable on the
+// local tier.
+func (d *Disk) Flush(ctx context.Context) error {
+	if err := d.o.Gate(); err != nil {
+		return err
+	}
+	if err := d.o.Log.Sync(ctx); err != nil {
+		return fmt.Errorf("flush disk %s: %w", d.o.Name, err)
+	}
+	return nil
+}
+
+// check refuses ranges that leave the disk.
+func (d *Disk) check(off, length int64) error {
+	if err := d.o.Gate(); err != nil {
+		return err
+	}
+	if size := d.size.Load(); off < 0 || length < 0 || off > size || length > size-off {
+		return fmt.Errorf("disk %s: %d bytes at %d of %d: %w", d.o.Name, length, off, size, ErrRange)
+	}
+	return nil
+}

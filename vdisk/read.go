@@ -1,0 +1,145 @@
+package vdisk
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"graindisk/block"
+	"graindisk/vdisk/densetree"
+	"graindisk/writeback"
+)
+
+// fetchesMax bounds how many extents one read fetches from targets at the same time.
+const fetchesMax = 8
+
+// TryRead fills p from off and reports true if every byte is in memory or on the local tier; it
+// reports false at once, with p undefined, when a target must be asked.
+func (d *Disk) TryRead(p []byte, off int64) (bool, error) {
+	if err := d.check(off, int64(len(p))); err != nil {
+		return false, err
+	}
+	ok := true
+	err := aligned(p, off, func(lba block.LBA, q []byte) error {
+		missing, err := d.readLocal(lba, q, nil)
+		ok = len(missing) == 0
+		return err
+	})
+	return ok && err == nil, err
+}
+
+// Read fills p from off, asking targets for what is not local.
+func (d *Disk) Read(ctx context.Context, p []byte, off int64) error {
+	if err := d.check(off, int64(len(p))); err != nil {
+		return err
+	}
+	return aligned(p, off, func(lba block.LBA, q []byte) error {
+		missing, err := d.readLocal(lba, q, nil)
+		if err != nil || len(missing) == 0 {
+			return err
+		}
+		return d.fetch(ctx, missing)
+	})
+}
+
+// aligned calls read with whole blocks that cover p at off, through a buffer if p is not aligned.
+func aligned(p []byte, off int64, read func(lba block.LBA, q []byte) error) error {
+	if len(p) == 0 {
+		return nil
+	}
+	head := int(off % block.Size)
+	lba := block.LBA(off / block.Size)
+	if head == 0 && len(p)%block.Size == 0 {
+		return read(lba, p)
+	}
+	n := (head + len(p) + block.Size - 1) / block.Size * block.Size
+	buf := getBuffer(n)
+	defer putBuffer(buf)
+	if err := read(lba, *buf); err != nil {
+		return err
+	}
+	copy(p, (*buf)[head:])
+	return nil
+}
+
+// piece is a part of one extent that a reader wants.
+type piece struct {
+	id        block.ExtentID
+	orig, off int // blocks
+	dst       []byte
+}
+
+var foundPool = sync.Pool{New: func() any { return new([]writeback.Found) }}
+
+// readLocal fills q, whole blocks from lba, with all that is local, and returns the pieces that a
+// target must give. have may hold extents that the caller fetched a moment ago.
+func (d *Disk) readLocal(lba block.LBA, q []byte, have map[block.ExtentID][]byte) ([]piece, error) {
+	n := len(q) / block.Size
+	fp := foundPool.Get().(*[]writeback.Found)
+	defer foundPool.Put(fp)
+	if cap(*fp) < n {
+		*fp = make([]writeback.Found, n)
+	}
+	found := (*fp)[:n]
+	var pins writeback.Pins
+	d.o.Log.Lookup(d.o.ID, lba, found, &pins)
+	err := d.o.Log.ReadBlocks(d.o.ID, lba, found, q)
+	pins.Release()
+	if err != nil {
+		return nil, fmt.Errorf("disk %s: %w", d.o.Name, err)
+	}
+	var missing []piece
+	for i := 0; i < n; {
+		if found[i].State != writeback.None {
+			i++
+			continue
+		}
+		j := i + 1
+		for j < n && found[j].State == writeback.None {
+			j++
+		}
+		missing = d.readMapped(lba+block.LBA(i), q[i*block.Size:j*block.Size], have, missing)
+		i = j
+	}
+	return missing, nil
+}
+
+// readMapped does the same below the log: by the tree alone.
+func (d *Disk) readMapped(lba block.LBA, q []byte, have map[block.ExtentID][]byte, missing []piece) []piece {
+	d.o.Tree.Lookup(lba, uint64(len(q)/block.Size), func(e densetree.Entry) bool {
+		at := int(e.LBA-lba) * block.Size
+		dst := q[at : at+int(e.Blocks)*block.Size]
+		switch {
+		case e.Kind != densetree.Data:
+			clear(dst)
+		case have[e.Extent] != nil:
+			copy(dst, have[e.Extent][int(e.Off)*block.Size:])
+		case !d.o.Extents.ReadCached(e.Extent, int(e.Off), dst):
+			missing = append(missing, piece{e.Extent, int(e.Orig), int(e.Off), dst})
+		}
+		return true
+	})
+	return missing
+}
+
+// fetch fills the pieces from their segments, several at a time.
+func (d *Disk) fetch(ctx context.Context, ps []piece) error {
+	if len(ps) == 1 {
+		return d.fetchOne(ctx, ps[0])
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(fetchesMax)
+	for _, p := range ps {
+		g.Go(func() error { return d.fetchOne(ctx, p) })
+	}
+	return g.Wait()
+}
+
+func (d *Disk) fetchOne(ctx context.Context, p piece) error {
+	if err := d.o.Extents.Read(ctx, p.id, p.orig, p.off, p.dst); err != nil {
+		return fmt.Errorf("disk %s: extent %s: %w", d.o.Name, p.id, err)
+	}
+	return nil
+}
