@@ -1,0 +1,85 @@
+package nbd
+
+import (
+	"context"
+	"errors"
+
+	"graindisk/frontend/nbd/proto"
+	"graindisk/vdisk"
+)
+
+// ErrNotFound is what Exports.Open returns for a name it does not have.
+var ErrNotFound = errors.New("no such export")
+
+// WriteOp is one change of a device. Off and Len lie within the device; Len is not zero.
+type WriteOp = vdisk.Op
+
+// The kinds of WriteOp.
+const (
+	OpWrite = vdisk.OpWrite // stores Data at Off
+	OpTrim  = vdisk.OpTrim  // forgets the whole blocks within the range
+	OpZero  = vdisk.OpZero  // makes the range read as zeroes, exactly
+)
+
+// Device is one disk as this frontend needs it. All methods are called concurrently, from any
+// number of connections.
+type Device interface {
+	Size() int64 // bytes
+	ReadOnly() bool
+	Description() string // for people; at most 4096 bytes
+	// TryRead fills p from memory or the local tier and reports true, or reports false at
+	// once when the store must be asked. It may leave p half filled when it reports false.
+	TryRead(p []byte, off int64) (bool, error)
+	// Read fills p or fails, waiting for the store if it must.
+	Read(ctx context.Context, p []byte, off int64) error
+	// Write applies ops in order as one batch. When it returns nil all of them are visible
+	// and acknowledged-safe, and with stable also on stable storage. On an error any of them
+	// may have been applied. It keeps no reference to ops or their Data.
+	Write(ctx context.Context, ops []WriteOp, stable bool) error
+	// Flush returns when every write completed before the call, by whichever connection, is
+	// on stable storage. It does not wait for writes that wait for room.
+	Flush(ctx context.Context) error
+}
+
+// FastZeroer is a Device that knows whether OpZero is never slower than writing the zeroes,
+// whatever the range; only then is FAST_ZERO offered.
+type FastZeroer interface{ FastZero() bool }
+
+// Exports is where the server finds its devices.
+type Exports interface {
+	// List returns the names of all exports. If there is exactly one, it is also the default
+	// export, which clients ask for by the empty name.
+	List() []string
+	// Open returns the device of that name, or an error that is ErrNotFound. The device is
+	// used until release, which is called once.
+	Open(ctx context.Context, name string) (d Device, release func(), err error)
+}
+
+// errnoOf is the wire code of a device's error; ok is false for an error that must not be
+// answered at all because the client should reconnect and ask again.
+func errnoOf(cmd proto.Cmd, err error) (code proto.Errno, ok bool) {
+	switch {
+	case err == nil:
+		return proto.OK, true
+	case errors.Is(err, vdisk.ErrClosed):
+		return 0, false
+	case errors.Is(err, vdisk.ErrFenced):
+		return proto.ESHUTDOWN, true
+	case errors.Is(err, vdisk.ErrRange):
+		return rangeErrno(cmd), true
+	case errors.Is(err, vdisk.ErrReadOnly):
+		return proto.EPERM, true
+	case errors.Is(err, vdisk.ErrFull):
+		return proto.ENOSPC, true
+	}
+	return proto.EIO, true
+}
+
+// rangeErrno is the code for a request that leaves the device: for requests that store data the
+// protocol asks for ENOSPC.
+func rangeErrno(cmd proto.Cmd) proto.Errno {
+	if cmd == proto.CmdWrite || cmd == proto.CmdWriteZeroes {
+		return proto.ENOSPC
+	}
+	return proto.EINVAL
+}

@@ -1,0 +1,51 @@
+// Package nbd serves disks over the Network Block Device protocol, fixed newstyle, on any
+// stream listener. Integers on the wire are big-endian.
+//
+//	0       8       16   18                    the server's greeting; the client answers
+//	+-------+-------+----+                     with its u32 flags
+//	| magic | magic | fl |
+//	+-------+-------+----+
+//	0       8       12    16                   option haggling: INFO, LIST, ... until
+//	+-------+-------+-----+----------+         GO or EXPORT_NAME starts transmission
+//	| magic | option| len | data ... |  C
+//	+-------+-------+-----+----------+
+//	| magic | option| type| len | data ... |  S
+//	+-------+-------+-----+-----+----------+
+//	0       4    6      8        16       24    28
+//	+-------+----+------+--------+--------+-----+----------+
+//	| magic | fl | type | cookie | offset | len | data ... |  request
+//	+-------+----+------+--------+--------+-----+----------+
+//	| magic | error     | cookie | data ... |  simple reply
+//	+-------+----+------+--------+-----+----+-----+
+//	| magic | fl | type | cookie | len | data ... |  structured reply chunk
+//	+-------+----+------+--------+-----+----------+
+//
+// Offered, and nothing else: EXPORT_NAME, LIST, INFO, GO, ABORT, STRUCTURED_REPLY; READ (with
+// DF), WRITE, FLUSH, TRIM, WRITE_ZEROES (NO_HOLE; FAST_ZERO if the device has it), FUA, DISC,
+// multi-conn, block sizes 1/4096/32 MiB. Other options are answered UNSUP, other requests EINVAL.
+//
+// One connection:
+//
+//	socket ─► reader ─┬─ cached READ ────────────────► replies ─► outbox ─► socket
+//	                  ├─ other READ ► a goroutine ───────────────►   ▲
+//	                  ├─ WRITE, TRIM, ZEROES ► batch ► lane ─────────┤
+//	                  └─ FLUSH ► flusher (one at a time) ────────────┘
+//
+// The reader takes every request its buffer holds before it touches the socket again: cached
+// reads are copied straight into the outgoing buffer, neighbouring writes gather in a batch. Only
+// then (settle) do batches go to their lanes and replies to the socket, so under depth system
+// calls per request fall below one. A lane applies one batch at a time and whatever gathered
+// meanwhile is its next one. Lanes, slow reads and the flusher run in goroutines of their own, so
+// a write that waits for room or a read that waits for a store delays no cached read; operations
+// without data have a lane to themselves, since unmapping must pass when writes may not.
+//
+// Invariants:
+//   - Every buffer is counted in a budget of its connection until its reply is on the socket or
+//     its write is applied; when a budget is spent the reader stops reading.
+//   - No reply waits in the reader's hands while the reader waits for anything.
+//   - A request that reached the device is answered or its connection is closed; an unanswered
+//     request may have taken effect.
+//   - A FLUSH covers every write completed before it on any connection (the device's promise).
+//     Writes read before it on its own connection are given 20 ms to go first; the protocol does
+//     not ask for it, and a full log must not hold a FLUSH.
+package nbd

@@ -1,0 +1,389 @@
+// Package nbdclient is a small NBD client in user space: for self-checks, tests and tools, not
+// for speed records. A Client is one connection; any number of goroutines may use it at once,
+// and their requests are pipelined and matched with replies by cookie.
+package nbdclient
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"graindisk/frontend/nbd/proto"
+)
+
+// ErrClosed is what requests fail with after Close.
+var ErrClosed = errors.New("nbd client is closed")
+
+// Client is a connection to one export. A request that the server refuses fails with an error
+// that is a proto.Errno. A request whose context ends fails with the context's error and breaks
+// the connection, since its reply could no longer be told from others; every later request
+// then fails.
+type Client struct {
+	sock net.Conn
+	info Info
+
+	writers atomic.Int32 // goroutines that want wmu, to flush once for all
+	wmu     sync.Mutex
+	w       *bufio.Writer
+
+	mu      sync.Mutex
+	cookie  uint64
+	pending map[uint64]*call
+	broken  error // why no further request is possible
+
+	received chan struct{} // closed when the receiver has ended
+}
+
+// Info is what the server said of the export.
+type Info struct {
+	Export      string // as the server calls it, if it says
+	Description string
+	Size        int64  // bytes
+	Flags       uint16 // transmission flags, proto.Flag...
+	Structured  bool   // structured replies are in use
+	// Block sizes in bytes; 0 if the server did not tell.
+	BlockMin, BlockPreferred, PayloadMax uint32
+}
+
+// Options of a Client. The zero value asks for everything the client knows.
+type Options struct {
+	SimpleReplies bool // do not ask for structured replies
+}
+
+// Dial connects to "nbd://host[:port]/export" or "nbd+unix:///export?socket=/path"; an empty
+// export is the server's default.
+func Dial(ctx context.Context, uri string, o Options) (*Client, error) {
+	network, address, export, err := parseURI(uri)
+	if err != nil {
+		return nil, err
+	}
+	var d net.Dialer
+	sock, err := d.DialContext(ctx, network, address)
+	if err != nil {
+		return nil, fmt.Errorf("nbd client: %w", err)
+	}
+	c, err := New(ctx, sock, export, o)
+	if err != nil {
+		return nil, fmt.Errorf("nbd client: %s: %w", uri, err)
+	}
+	return c, nil
+}
+
+// New opens export over sock, which the client then owns; it is closed on failure too.
+func New(ctx context.Context, sock net.Conn, export string, o Options) (*Client, error) {
+	stop := context.AfterFunc(ctx, func() { _ = sock.Close() })
+	h := handshake{r: bufio.NewReaderSize(sock, 64<<10), w: sock}
+	err := h.run(export, o)
+	if !stop() {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		_ = sock.Close()
+		return nil, err
+	}
+	c := &Client{
+		sock: sock, info: h.info, w: bufio.NewWriterSize(sock, 64<<10),
+		pending: map[uint64]*call{}, received: make(chan struct{}),
+	}
+	go c.receive(h.r)
+	return c, nil
+}
+
+func parseURI(uri string) (network, address, export string, err error) {
+	u, err := url.Parse(uri)
+	if err != nil {
+		return "", "", "", fmt.Errorf("nbd client: %w", err)
+	}
+	export = strings.TrimPrefix(u.Path, "/")
+	switch u.Scheme {
+	case "nbd":
+		port := u.Port()
+		if port == "" {
+			port = "10809"
+		}
+		return "tcp", net.JoinHostPort(u.Hostname(), port), export, nil
+	case "nbd+unix":
+		if path := u.Query().Get("socket"); path != "" {
+			return "unix", path, export, nil
+		}
+	}
+	return "", "", "", fmt.Errorf("nbd client: %q is neither nbd://host/export nor nbd+unix:///export?socket=path", uri)
+}
+
+// Info returns what the server said of the export.
+func (c *Client) Info() Info { return c.info }
+
+// Size is the size of the export in bytes, as it was when the client connected.
+func (c *Client) Size() int64 { return c.info.Size }
+
+// ReadAt fills p from off, at most 32 MiB.
+func (c *Client) ReadAt(ctx context.Context, p []byte, off int64) error {
+	return c.do(ctx, proto.CmdRead, 0, off, len(p), p)
+}
+
+// WriteAt writes p, at most 32 MiB, at off; with fua it returns once p is on stable storage.
+func (c *Client) WriteAt(ctx context.Context, p []byte, off int64, fua bool) error {
+	return c.do(ctx, proto.CmdWrite, fuaFlag(fua), off, len(p), p)
+}
+
+// Flush returns when all writes that were complete before it are on stable storage.
+func (c *Client) Flush(ctx context.Context) error {
+	return c.do(ctx, proto.CmdFlush, 0, 0, 0, nil)
+}
+
+// Trim tells the server that n bytes, less than 4 GiB, are of no use any more.
+func (c *Client) Trim(ctx context.Context, off, n int64, fua bool) error {
+	return c.do(ctx, proto.CmdTrim, fuaFlag(fua), off, int(n), nil)
+}
+
+// WriteZeroes makes n bytes, less than 4 GiB, read as zeroes. flags are proto.CmdFlag... bits.
+func (c *Client) WriteZeroes(ctx context.Context, off, n int64, flags uint16) error {
+	return c.do(ctx, proto.CmdWriteZeroes, flags, off, int(n), nil)
+}
+
+func fuaFlag(fua bool) uint16 {
+	if fua {
+		return proto.CmdFlagFUA
+	}
+	return 0
+}
+
+// Close says goodbye to the server and closes the connection. Requests under way fail with
+// ErrClosed; wait for them first.
+func (c *Client) Close() error {
+	if c.fail(ErrClosed) {
+		_ = c.sock.SetWriteDeadline(time.Now().Add(time.Second)) // a server that does not read
+		c.wmu.Lock()
+		var h [proto.RequestLen]byte
+		putRequest(&h, proto.CmdDisc, 0, 0, 0, 0)
+		_, _ = c.w.Write(h[:])
+		_ = c.w.Flush() // a server that has gone needs no goodbye
+		c.wmu.Unlock()
+	}
+	err := c.sock.Close()
+	<-c.received
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// call is one request under way.
+type call struct {
+	cmd  proto.Cmd
+	p    []byte // where READ data go
+	off  int64
+	got  int // bytes of READ data received
+	err  error
+	done chan struct{}
+}
+
+// do sends one request and waits for its reply; p is the payload of a WRITE or the place for
+// that of a READ.
+func (c *Client) do(ctx context.Context, cmd proto.Cmd, flags uint16, off int64, n int, p []byte) error {
+	if n < 0 || int64(n) > 1<<32-1 || off < 0 {
+		return fmt.Errorf("nbd client: %s of %d bytes at %d: %w", cmd, n, off, proto.EINVAL)
+	}
+	k := &call{cmd: cmd, p: p, off: off, done: make(chan struct{})}
+	cookie, err := c.register(k)
+	if err != nil {
+		return err
+	}
+	var h [proto.RequestLen]byte
+	putRequest(&h, cmd, flags, cookie, uint64(off), uint32(n))
+	stop := context.AfterFunc(ctx, func() { c.abort(context.Cause(ctx)) })
+	defer stop()
+	if err := c.write(h[:], cmd, p); err != nil {
+		c.abort(fmt.Errorf("nbd client: %w", err))
+	}
+	<-k.done
+	if k.err != nil {
+		return fmt.Errorf("nbd client: %s of %d bytes at %d: %w", cmd, n, off, k.err)
+	}
+	return nil
+}
+
+func (c *Client) register(k *call) (cookie uint64, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.broken != nil {
+		return 0, c.broken
+	}
+	c.cookie++
+	c.pending[c.cookie] = k
+	return c.cookie, nil
+}
+
+// write sends one request; the last of several waiting goroutines flushes for all.
+func (c *Client) write(h []byte, cmd proto.Cmd, p []byte) error {
+	c.writers.Add(1)
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	last := c.writers.Add(-1) == 0
+	if _, err := c.w.Write(h); err != nil {
+		return err
+	}
+	if cmd == proto.CmdWrite {
+		if _, err := c.w.Write(p); err != nil {
+			return err
+		}
+	}
+	if last {
+		return c.w.Flush()
+	}
+	return nil
+}
+
+func putRequest(h *[proto.RequestLen]byte, cmd proto.Cmd, flags uint16, cookie, off uint64, n uint32) {
+	binary.BigEndian.PutUint32(h[:], proto.MagicRequest)
+	binary.BigEndian.PutUint16(h[4:], flags)
+	binary.BigEndian.PutUint16(h[6:], uint16(cmd))
+	binary.BigEndian.PutUint64(h[8:], cookie)
+	binary.BigEndian.PutUint64(h[16:], off)
+	binary.BigEndian.PutUint32(h[24:], n)
+}
+
+// fail keeps the first reason why the connection is over and reports whether it is err.
+func (c *Client) fail(err error) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.broken != nil {
+		return false
+	}
+	c.broken = err
+	return true
+}
+
+// abort breaks the connection; the receiver then fails every request under way.
+func (c *Client) abort(err error) {
+	c.fail(err)
+	_ = c.sock.Close()
+}
+
+// receive takes replies until the connection is over, and fails what is then still pending.
+func (c *Client) receive(r *bufio.Reader) {
+	defer close(c.received)
+	for {
+		if err := c.receiveOne(r); err != nil {
+			if err == io.EOF {
+				err = fmt.Errorf("server closed the connection: %w", err)
+			}
+			c.abort(err)
+			break
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for cookie, k := range c.pending {
+		k.err = c.broken
+		delete(c.pending, cookie)
+		close(k.done)
+	}
+}
+
+// receiveOne takes one simple reply or one structured reply chunk.
+func (c *Client) receiveOne(r *bufio.Reader) error {
+	var h [proto.StructuredReplyLen]byte
+	if _, err := io.ReadFull(r, h[:proto.SimpleReplyLen]); err != nil {
+		return err
+	}
+	cookie := binary.BigEndian.Uint64(h[8:])
+	c.mu.Lock()
+	k := c.pending[cookie]
+	c.mu.Unlock()
+	if k == nil {
+		return fmt.Errorf("reply to unknown cookie %d", cookie)
+	}
+	switch magic := binary.BigEndian.Uint32(h[:]); magic {
+	case proto.MagicSimpleReply:
+		code := proto.Errno(binary.BigEndian.Uint32(h[4:]))
+		if code != proto.OK {
+			k.err = code
+		} else if k.cmd == proto.CmdRead {
+			if _, err := io.ReadFull(r, k.p); err != nil {
+				return cut(err)
+			}
+			k.got = len(k.p)
+		}
+	case proto.MagicStructuredReply:
+		if _, err := io.ReadFull(r, h[proto.SimpleReplyLen:]); err != nil {
+			return cut(err)
+		}
+		if err := k.chunk(r, binary.BigEndian.Uint16(h[6:]), binary.BigEndian.Uint32(h[16:])); err != nil {
+			return err
+		}
+		if binary.BigEndian.Uint16(h[4:])&proto.ReplyFlagDone == 0 {
+			return nil
+		}
+	default:
+		return fmt.Errorf("bad reply magic %#08x", magic)
+	}
+	if k.cmd == proto.CmdRead && k.err == nil && k.got != len(k.p) {
+		return fmt.Errorf("reply to read holds %d bytes of %d", k.got, len(k.p))
+	}
+	c.mu.Lock()
+	delete(c.pending, cookie)
+	c.mu.Unlock()
+	close(k.done)
+	return nil
+}
+
+// errorTextMax bounds the payload of an error chunk.
+const errorTextMax = 64 << 10
+
+// chunk takes the payload of one structured reply chunk. The server is trusted not to send
+// chunks that overlap; only how much it sent is counted.
+func (k *call) chunk(r *bufio.Reader, typ uint16, n uint32) error {
+	switch {
+	case typ == proto.ReplyTypeNone && n == 0:
+		return nil
+	case typ == proto.ReplyTypeOffsetData && n > 8, typ == proto.ReplyTypeOffsetHole && n == 12:
+		var p [12]byte
+		if _, err := io.ReadFull(r, p[:8]); err != nil {
+			return cut(err)
+		}
+		at := int64(binary.BigEndian.Uint64(p[:])) - k.off
+		size := int64(n) - 8
+		if typ == proto.ReplyTypeOffsetHole {
+			if _, err := io.ReadFull(r, p[8:]); err != nil {
+				return cut(err)
+			}
+			size = int64(binary.BigEndian.Uint32(p[8:]))
+		}
+		if k.cmd != proto.CmdRead || at < 0 || at > int64(len(k.p)) || size > int64(len(k.p))-at {
+			return fmt.Errorf("chunk of %d bytes outside its %s", size, k.cmd)
+		}
+		k.got += int(size)
+		if typ == proto.ReplyTypeOffsetHole {
+			clear(k.p[at : at+size])
+			return nil
+		}
+		_, err := io.ReadFull(r, k.p[at:at+size])
+		return cut(err)
+	case typ&proto.ReplyTypeErr != 0 && n >= 6 && n <= errorTextMax:
+		p := make([]byte, n)
+		if _, err := io.ReadFull(r, p); err != nil {
+			return cut(err)
+		}
+		k.err = proto.Errno(binary.BigEndian.Uint32(p))
+		return nil
+	}
+	return fmt.Errorf("unexpected reply chunk of type %d, %d bytes", typ, n)
+}
+
+// cut turns an end of stream within a message into an unexpected one.
+func cut(err error) error {
+	if err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}

@@ -1,0 +1,153 @@
+package nbd
+
+import (
+	"encoding/binary"
+	"net"
+	"sync"
+
+	"graindisk/frontend/nbd/proto"
+)
+
+// outboxMax is how many buffers may wait for the socket before the reader stops reading.
+const outboxMax = 128
+
+// outbox sends the replies of one connection. Whoever finds the socket free writes what all
+// have queued, in one vectored write after another, so no sender goroutine is needed.
+type outbox struct {
+	sock  net.Conn
+	reads *budget         // gets back what sent buffers were charged
+	fail  func(err error) // ends the connection
+
+	mu      sync.Mutex
+	drained sync.Cond // queue was taken, or broken is set
+	queue   []*buf
+	sending bool
+	broken  bool
+
+	vecs, scratch net.Buffers // of the one sender
+}
+
+func (o *outbox) init(sock net.Conn, reads *budget, fail func(error)) {
+	o.sock, o.reads, o.fail, o.drained.L = sock, reads, fail, &o.mu
+}
+
+// send queues bufs, which it then owns, and writes unless another goroutine is writing already.
+func (o *outbox) send(bufs ...*buf) {
+	o.mu.Lock()
+	o.queue = append(o.queue, bufs...)
+	if o.sending {
+		o.mu.Unlock()
+		return
+	}
+	o.sending = true
+	var spare []*buf
+	for len(o.queue) > 0 {
+		now := o.queue
+		o.queue = spare[:0]
+		broken := o.broken
+		o.mu.Unlock()
+		o.drained.Signal()
+		if !broken {
+			if err := o.write(now); err != nil {
+				o.fail(err)
+			}
+		}
+		for i, b := range now {
+			if b.charge > 0 {
+				o.reads.release(b.charge)
+			}
+			b.free()
+			now[i] = nil
+		}
+		spare = now
+		o.mu.Lock()
+	}
+	o.queue = spare[:0]
+	o.sending = false
+	o.mu.Unlock()
+}
+
+func (o *outbox) write(bufs []*buf) error {
+	if len(bufs) == 1 {
+		_, err := o.sock.Write(bufs[0].b)
+		return err
+	}
+	o.scratch = o.scratch[:0]
+	for _, b := range bufs {
+		o.scratch = append(o.scratch, b.b)
+	}
+	o.vecs = o.scratch // WriteTo eats its receiver
+	_, err := o.vecs.WriteTo(o.sock)
+	return err
+}
+
+// waitRoom waits until the queue is short. Only the reader calls it.
+func (o *outbox) waitRoom() {
+	o.mu.Lock()
+	for len(o.queue) > outboxMax && !o.broken {
+		o.drained.Wait()
+	}
+	o.mu.Unlock()
+}
+
+// close makes queued and later replies go nowhere.
+func (o *outbox) close() {
+	o.mu.Lock()
+	o.broken = true
+	o.mu.Unlock()
+	o.drained.Signal()
+}
+
+// putSimple encodes a simple reply header into p.
+func putSimple(p []byte, cookie uint64, code proto.Errno) {
+	binary.BigEndian.PutUint32(p, proto.MagicSimpleReply)
+	binary.BigEndian.PutUint32(p[4:], uint32(code))
+	binary.BigEndian.PutUint64(p[8:], cookie)
+}
+
+// putChunk encodes the header of a structured reply's only chunk, n bytes of payload to follow.
+func putChunk(p []byte, typ uint16, cookie uint64, n int) {
+	binary.BigEndian.PutUint32(p, proto.MagicStructuredReply)
+	binary.BigEndian.PutUint16(p[4:], proto.ReplyFlagDone)
+	binary.BigEndian.PutUint16(p[6:], typ)
+	binary.BigEndian.PutUint64(p[8:], cookie)
+	binary.BigEndian.PutUint32(p[16:], uint32(n))
+}
+
+// putData encodes the header of a successful READ of n > 0 bytes, readHeaderLen bytes.
+func (c *conn) putData(p []byte, cookie uint64, off uint64, n int) {
+	if !c.structured {
+		putSimple(p, cookie, proto.OK)
+		return
+	}
+	putChunk(p, proto.ReplyTypeOffsetData, cookie, 8+n)
+	binary.BigEndian.PutUint64(p[proto.StructuredReplyLen:], off)
+}
+
+// readHeaderLen is how many bytes stand before the data of a READ's reply.
+func (c *conn) readHeaderLen() int {
+	if c.structured {
+		return proto.StructuredReplyLen + 8
+	}
+	return proto.SimpleReplyLen
+}
+
+// putResult appends the reply of a request without data: anything but a successful READ of
+// more than nothing.
+func (c *conn) putResult(r *replies, q request, code proto.Errno) {
+	switch {
+	case c.structured && code != proto.OK:
+		msg := code.Error()
+		p := r.reserve(proto.StructuredReplyLen + 6 + len(msg))
+		putChunk(p, proto.ReplyTypeError, q.cookie, 6+len(msg))
+		p = p[proto.StructuredReplyLen:]
+		binary.BigEndian.PutUint32(p, uint32(code))
+		binary.BigEndian.PutUint16(p[4:], uint16(len(msg)))
+		copy(p[6:], msg)
+	case c.structured && q.cmd == proto.CmdRead:
+		putChunk(r.reserve(proto.StructuredReplyLen), proto.ReplyTypeNone, q.cookie, 0)
+	default:
+		putSimple(r.reserve(proto.SimpleReplyLen), q.cookie, code)
+	}
+	c.done(q, code)
+}

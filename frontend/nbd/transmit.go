@@ -1,0 +1,233 @@
+package nbd
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+	"time"
+
+	"graindisk/block"
+	"graindisk/frontend/nbd/proto"
+)
+
+// request is the header of one request.
+type request struct {
+	cmd    proto.Cmd
+	flags  uint16
+	length uint32
+	cookie uint64
+	offset uint64
+	start  time.Time // set only if somebody wants to know
+}
+
+// flagsOf is which flags each request may carry; FUA is allowed on all of them, as known
+// clients set it where it means nothing.
+func (c *conn) flagsOf(cmd proto.Cmd) uint16 {
+	allowed := proto.CmdFlagFUA
+	switch {
+	case cmd == proto.CmdRead && c.structured:
+		allowed |= proto.CmdFlagDF
+	case cmd == proto.CmdWriteZeroes:
+		allowed |= proto.CmdFlagNoHole
+		if c.fastZero {
+			allowed |= proto.CmdFlagFastZero
+		}
+	}
+	return allowed
+}
+
+// transmit reads and starts requests until the connection ends, and returns why.
+func (c *conn) transmit() error {
+	c.in.settle = c.settle
+	for {
+		h, err := c.in.next(proto.RequestLen)
+		if err != nil {
+			return err
+		}
+		if magic := binary.BigEndian.Uint32(h); magic != proto.MagicRequest {
+			return fmt.Errorf("bad request magic %#08x", magic)
+		}
+		q := request{
+			flags:  binary.BigEndian.Uint16(h[4:]),
+			cmd:    proto.Cmd(binary.BigEndian.Uint16(h[6:])),
+			cookie: binary.BigEndian.Uint64(h[8:]),
+			offset: binary.BigEndian.Uint64(h[16:]),
+			length: binary.BigEndian.Uint32(h[24:]),
+		}
+		if c.srv.opt.Metrics.Done != nil {
+			q.start = time.Now()
+		}
+		if err := c.start(q); err != nil {
+			return err
+		}
+		if c.ready.bytes >= inbufBytes {
+			c.settle()
+		}
+	}
+}
+
+// start answers q or hands it on. An error ends the connection.
+func (c *conn) start(q request) error {
+	if q.cmd == proto.CmdDisc {
+		return errBye
+	}
+	if code := c.check(q); code != proto.OK {
+		if q.cmd == proto.CmdWrite {
+			if q.length > 2*payloadMax {
+				return fmt.Errorf("write of %d bytes", q.length)
+			}
+			if err := c.in.discard(int64(q.length)); err != nil {
+				return err
+			}
+		}
+		c.putResult(&c.ready, q, code)
+		return nil
+	}
+	switch q.cmd {
+	case proto.CmdFlush:
+		c.settleWrites()
+		c.flush.put(q)
+		return nil
+	case proto.CmdRead:
+		if q.length > 0 {
+			return c.read(q)
+		}
+	default:
+		if q.length > 0 {
+			return c.change(q)
+		}
+	}
+	c.putResult(&c.ready, q, proto.OK) // of nothing
+	return nil
+}
+
+// check is what can be said against q without asking the device.
+func (c *conn) check(q request) proto.Errno {
+	switch q.cmd {
+	case proto.CmdRead, proto.CmdWrite:
+		if q.length > payloadMax {
+			return proto.EINVAL
+		}
+	case proto.CmdFlush:
+		if q.offset != 0 || q.length != 0 {
+			return proto.EINVAL
+		}
+	case proto.CmdTrim, proto.CmdWriteZeroes:
+	default:
+		return proto.EINVAL
+	}
+	if q.flags&^c.flagsOf(q.cmd) != 0 {
+		return proto.EINVAL
+	}
+	changes := q.cmd != proto.CmdRead && q.cmd != proto.CmdFlush
+	if changes && c.dev.ReadOnly() {
+		return proto.EPERM
+	}
+	if q.offset > math.MaxInt64-uint64(q.length) {
+		return proto.EINVAL
+	}
+	if int64(q.offset)+int64(q.length) > c.dev.Size() {
+		return rangeErrno(q.cmd)
+	}
+	return proto.OK
+}
+
+// read answers a READ in place if the device has the bytes at hand, and otherwise leaves it to
+// a goroutine.
+func (c *conn) read(q request) error {
+	n := int64(q.length)
+	if err := c.acquire(&c.reads, n); err != nil {
+		return err
+	}
+	head := c.readHeaderLen()
+	size := head + int(q.length)
+	p := c.ready.reserve(size)
+	hit, err := c.dev.TryRead(p[head:], int64(q.offset))
+	if hit && err == nil {
+		c.putData(p, q.cookie, q.offset, int(q.length))
+		c.ready.charge(n)
+		c.done(q, proto.OK)
+		return nil
+	}
+	b := c.ready.takeBack(size)
+	if err != nil {
+		b.free()
+		c.reads.release(n)
+		if code, ok := c.verdict(q, err); ok {
+			c.putResult(&c.ready, q, code)
+		}
+		return nil // a connection that was ended shows at the next read of the socket
+	}
+	if err := c.acquire(&c.slow, 1); err != nil {
+		return err
+	}
+	c.wg.Go(func() { c.slowRead(q, b) })
+	return nil
+}
+
+// slowRead answers q from the device through b, which has the length of the whole reply.
+func (c *conn) slowRead(q request, b *buf) {
+	defer c.slow.release(1)
+	head := c.readHeaderLen()
+	err := c.dev.Read(c.ctx, b.b[head:], int64(q.offset))
+	if err == nil {
+		c.putData(b.b, q.cookie, q.offset, int(q.length))
+		b.charge = int64(q.length)
+		c.done(q, proto.OK)
+		c.box.send(b)
+		return
+	}
+	b.free()
+	c.reads.release(int64(q.length))
+	if code, ok := c.verdict(q, err); ok {
+		var r replies
+		c.putResult(&r, q, code)
+		c.send(&r)
+	}
+}
+
+// change reads the payload of a WRITE and adds q, WRITE, TRIM or WRITE_ZEROES, to the batch
+// being gathered.
+func (c *conn) change(q request) error {
+	op := WriteOp{Off: int64(q.offset), Len: int64(q.length)}
+	lane, bytes := laneUnmap, int64(0)
+	switch q.cmd {
+	case proto.CmdWrite:
+		op.Kind, lane, bytes = OpWrite, laneData, op.Len
+	case proto.CmdTrim:
+		op.Kind = OpTrim
+	case proto.CmdWriteZeroes:
+		op.Kind = OpZero
+		if (op.Off|op.Len)%block.Size != 0 {
+			lane = laneData // zeroes part of a block, so it stores data
+		}
+	}
+	if err := c.acquire(&c.writes, writeCharge+bytes); err != nil {
+		return err
+	}
+	var data *buf
+	if q.cmd == proto.CmdWrite {
+		data = getBuf(int(q.length))
+		data.b = data.b[:q.length]
+		if err := c.in.full(data.b); err != nil {
+			data.free()
+			c.writes.release(writeCharge + bytes)
+			return err
+		}
+		op.Data = data.b
+	}
+	stable := c.listen.AckStable || q.flags&proto.CmdFlagFUA != 0
+	b := c.pending[lane]
+	if b != nil && !b.takes(1, bytes, stable) {
+		c.pending[lane] = nil
+		c.lanes[lane].put(b)
+		b = nil
+	}
+	if b == nil {
+		b = batchPool.Get().(*batch)
+		b.stable = stable
+		c.pending[lane] = b
+	}
+	b.add(op, q, data)
+	return nil
+}
