@@ -1,0 +1,232 @@
+// Package api is the admin interface of a running gateway: versioned HTTP with JSON bodies over a
+// unix socket. The command line is its client.
+//
+//	GET  /v1/version        Version
+//	GET  /v1/disks          []pool.DiskInfo
+//	POST /v1/disks          NewDisk → pool.DiskInfo
+//	GET  /v1/disks/{name}   pool.DiskInfo
+//	GET  /v1/pools          []pool.Status
+//	GET  /v1/pools/{name}   pool.Status
+//	GET  /metrics           Prometheus text
+//
+// A failure is an Error with a fitting HTTP status. Unknown fields in requests are refused; clients
+// ignore unknown fields in answers.
+package api
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"time"
+
+	"graindisk/pool"
+)
+
+// ErrNoPool means the gateway has no pool of that name.
+var ErrNoPool = errors.New("no such pool")
+
+// Version names the running program.
+type Version struct {
+	Version string `json:"version"`
+}
+
+// NewDisk asks for a disk.
+type NewDisk struct {
+	Pool      string `json:"pool"` // may be empty if the gateway has one pool
+	Name      string `json:"name"`
+	SizeBytes int64  `json:"size_bytes"`
+}
+
+// Error is the body of every failure. Code is for programs: "no_such_disk", "no_such_pool", "exists",
+// "bad_request", "stopped", "failed".
+type Error struct {
+	Code    string `json:"code"`
+	Message string `json:"error"`
+}
+
+// Error is the message alone.
+func (e *Error) Error() string { return e.Message }
+
+// Is matches the sentinel that Code stands for.
+func (e *Error) Is(target error) bool {
+	for _, c := range codes {
+		if c.code == e.Code && c.err == target {
+			return true
+		}
+	}
+	return false
+}
+
+var codes = []struct {
+	err    error
+	code   string
+	status int
+}{
+	{pool.ErrNoDisk, "no_such_disk", http.StatusNotFound},
+	{ErrNoPool, "no_such_pool", http.StatusNotFound},
+	{pool.ErrExists, "exists", http.StatusConflict},
+	{ErrBadRequest, "bad_request", http.StatusBadRequest},
+}
+
+// ErrBadRequest means that the request makes no sense as it stands.
+var ErrBadRequest = errors.New("bad request")
+
+// Gateway is what the server needs of the running gateway. Safe for concurrent use.
+type Gateway interface {
+	Version() string
+	Disks() []pool.DiskInfo
+	Disk(name string) (pool.DiskInfo, error)
+	// CreateDisk checks name and size and reports violations as ErrBadRequest.
+	CreateDisk(ctx context.Context, d NewDisk) (pool.DiskInfo, error)
+	Pools() []pool.Status
+	Pool(name string) (pool.Status, error)
+}
+
+const bodyBytesMax = 1 << 20
+
+// Handler serves the interface for g; metrics answers /metrics and may be nil.
+func Handler(g Gateway, metrics http.Handler) http.Handler {
+	mux := http.NewServeMux()
+	get := func(path string, f func(r *http.Request) (any, error)) {
+		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) { answer(w, http.StatusOK)(f(r)) })
+	}
+	get("/v1/version", func(*http.Request) (any, error) { return Version{g.Version()}, nil })
+	get("/v1/disks", func(*http.Request) (any, error) { return g.Disks(), nil })
+	get("/v1/disks/{name}", func(r *http.Request) (any, error) { return g.Disk(r.PathValue("name")) })
+	get("/v1/pools", func(*http.Request) (any, error) { return g.Pools(), nil })
+	get("/v1/pools/{name}", func(r *http.Request) (any, error) { return g.Pool(r.PathValue("name")) })
+	mux.HandleFunc("POST /v1/disks", func(w http.ResponseWriter, r *http.Request) {
+		answer(w, http.StatusCreated)(createDisk(g, w, r))
+	})
+	if metrics != nil {
+		mux.Handle("GET /metrics", metrics)
+	}
+	return mux
+}
+
+func createDisk(g Gateway, w http.ResponseWriter, r *http.Request) (any, error) {
+	var d NewDisk
+	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, bodyBytesMax))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&d); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrBadRequest, err)
+	}
+	return g.CreateDisk(r.Context(), d)
+}
+
+// answer writes a result, or an error with the status that its sentinel has.
+func answer(w http.ResponseWriter, status int) func(any, error) {
+	return func(v any, err error) {
+		if err != nil {
+			e := Error{"failed", err.Error()}
+			status = http.StatusInternalServerError
+			for _, c := range codes {
+				if errors.Is(err, c.err) {
+					e.Code, status = c.code, c.status
+					break
+				}
+			}
+			v = e
+		}
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(status)
+		json.NewEncoder(w).Encode(v) // the client is gone if this fails
+	}
+}
+
+// Serve answers on l until ctx ends, then lets requests under way finish for up to five seconds.
+func Serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
+	srv := &http.Server{
+		Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute,
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	stop := context.AfterFunc(ctx, func() {
+		sctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		if srv.Shutdown(sctx) != nil {
+			srv.Close()
+		}
+	})
+	defer stop()
+	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// Client talks to a gateway's admin socket. Safe for concurrent use.
+type Client struct {
+	http   http.Client
+	socket string
+}
+
+// NewClient returns a client of the socket; nothing is dialled yet.
+func NewClient(socket string) *Client {
+	c := &Client{socket: socket}
+	c.http.Transport = &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", socket)
+	}}
+	return c
+}
+
+// Disks lists the disks.
+func (c *Client) Disks(ctx context.Context) (ds []pool.DiskInfo, err error) {
+	return ds, c.do(ctx, http.MethodGet, "/v1/disks", nil, &ds)
+}
+
+// Disk describes one disk; pool.ErrNoDisk if there is none of that name.
+func (c *Client) Disk(ctx context.Context, name string) (d pool.DiskInfo, err error) {
+	return d, c.do(ctx, http.MethodGet, "/v1/disks/"+url.PathEscape(name), nil, &d)
+}
+
+// CreateDisk makes a disk; pool.ErrExists if the name is taken.
+func (c *Client) CreateDisk(ctx context.Context, n NewDisk) (d pool.DiskInfo, err error) {
+	return d, c.do(ctx, http.MethodPost, "/v1/disks", n, &d)
+}
+
+// Pools describes the pools.
+func (c *Client) Pools(ctx context.Context) (ps []pool.Status, err error) {
+	return ps, c.do(ctx, http.MethodGet, "/v1/pools", nil, &ps)
+}
+
+// Pool describes one pool; ErrNoPool if there is none of that name.
+func (c *Client) Pool(ctx context.Context, name string) (s pool.Status, err error) {
+	return s, c.do(ctx, http.MethodGet, "/v1/pools/"+url.PathEscape(name), nil, &s)
+}
+
+func (c *Client) do(ctx context.Context, method, path string, in, out any) error {
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return err
+		}
+		body = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://gateway"+path, body)
+	if err != nil {
+		return err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return fmt.Errorf("admin socket %s: %w; is the gateway running?", c.socket, errors.Unwrap(err))
+	}
+	defer resp.Body.Close()
+	dec := json.NewDecoder(io.LimitReader(resp.Body, 64<<20))
+	if resp.StatusCode >= 300 {
+		e := new(Error)
+		if err := dec.Decode(e); err != nil || e.Message == "" {
+			return fmt.Errorf("admin socket %s: %s", c.socket, resp.Status)
+		}
+		return e
+	}
+	return dec.Decode(out)
+}

@@ -1,0 +1,64 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"graindisk/grains/segment"
+	"graindisk/internal/vfs"
+	"graindisk/pool/root"
+	"graindisk/writeback"
+)
+
+func newInspectCmd(a *app) *cobra.Command {
+	return newGroupCmd("inspect", "Decode stored formats for people, offline and read-only",
+		a.newInspector("log DIR", "Decode the log in a tier directory of a pool that is not being served", func(dir string) (string, error) {
+			var b bytes.Buffer
+			err := writeback.Describe(&b, vfs.OS{}, dir)
+			return b.String(), err
+		}),
+		a.newInspector("shard FILE", "Decode a shard object", fileInspector(func(b *bytes.Buffer, data []byte) error {
+			return segment.Describe(b, data)
+		})),
+		a.newInspector("root FILE", "Decode a copy of the root", fileInspector(func(b *bytes.Buffer, data []byte) error {
+			return root.Describe(b, data)
+		})),
+	)
+}
+
+func fileInspector(describe func(*bytes.Buffer, []byte) error) func(string) (string, error) {
+	return func(path string) (string, error) {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return "", err
+		}
+		var b bytes.Buffer
+		if err := describe(&b, data); err != nil {
+			return b.String(), fmt.Errorf("%s: %w", path, err)
+		}
+		return b.String(), nil
+	}
+}
+
+// newInspector is one inspect command. What could be decoded is printed even if the rest could not.
+func (a *app) newInspector(use, short string, describe func(arg string) (string, error)) *cobra.Command {
+	return &cobra.Command{
+		Use: use, Short: short, Args: cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			text, err := describe(args[0])
+			if a.json && err == nil {
+				return a.printJSON(struct {
+					Lines []string `json:"lines"`
+				}{strings.Split(strings.TrimRight(text, "\n"), "\n")})
+			}
+			if !a.json {
+				fmt.Fprint(a.stdout, text)
+			}
+			return err
+		},
+	}
+}

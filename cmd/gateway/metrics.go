@@ -1,0 +1,106 @@
+package main
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"graindisk/frontend/nbd"
+	"graindisk/frontend/nbd/proto"
+)
+
+// metrics are the gateway's figures for Prometheus: those of requests are counted as they pass, those
+// of pools and disks are asked for at each scrape.
+type metrics struct {
+	registry *prometheus.Registry
+	conns    *prometheus.GaugeVec
+	rejected prometheus.Counter
+	bytes    *prometheus.CounterVec
+	errors   *prometheus.CounterVec
+	duration map[proto.Cmd]prometheus.Observer
+}
+
+func newMetrics(g *gateway) *metrics {
+	m := &metrics{
+		registry: prometheus.NewRegistry(),
+		conns:    prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "gateway_nbd_connections", Help: "Clients connected now."}, []string{"disk"}),
+		rejected: prometheus.NewCounter(prometheus.CounterOpts{Name: "gateway_nbd_rejected_total", Help: "Clients hung up on because too many were connected."}),
+		bytes:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gateway_nbd_bytes_total", Help: "Bytes that answered requests were about."}, []string{"op"}),
+		errors:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gateway_nbd_errors_total", Help: "Requests answered with an error."}, []string{"op", "code"}),
+		duration: map[proto.Cmd]prometheus.Observer{},
+	}
+	h := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "gateway_nbd_request_duration_seconds", Help: "Time from reading a request to answering it.",
+		Buckets: prometheus.ExponentialBuckets(16e-6, 4, 10), // 16 µs to 4 s
+	}, []string{"op"})
+	for _, cmd := range []proto.Cmd{proto.CmdRead, proto.CmdWrite, proto.CmdFlush, proto.CmdTrim, proto.CmdWriteZeroes} {
+		m.duration[cmd] = h.WithLabelValues(cmd.String())
+	}
+	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		m.conns, m.rejected, m.bytes, m.errors, h, poolCollector{g})
+	return m
+}
+
+func (m *metrics) nbd() nbd.Metrics {
+	return nbd.Metrics{
+		Opened:   func(export string) { m.conns.WithLabelValues(export).Inc() },
+		Closed:   func(export string) { m.conns.WithLabelValues(export).Dec() },
+		Rejected: m.rejected.Inc,
+		Done: func(cmd proto.Cmd, bytes int64, took time.Duration, code proto.Errno) {
+			if o := m.duration[cmd]; o != nil {
+				o.Observe(took.Seconds())
+			}
+			if code != 0 {
+				m.errors.WithLabelValues(cmd.String(), code.Error()).Inc()
+				return
+			}
+			m.bytes.WithLabelValues(cmd.String()).Add(float64(bytes))
+		},
+	}
+}
+
+// poolCollector reports on pools and disks at each scrape.
+type poolCollector struct{ g *gateway }
+
+var (
+	descDiskDirty = prometheus.NewDesc("gateway_disk_unpublished_bytes", "Acknowledged bytes that no target holds yet.", []string{"disk"}, nil)
+	descDiskAge   = prometheus.NewDesc("gateway_disk_unpublished_age_seconds", "Age of the oldest of them.", []string{"disk"}, nil)
+	descCut       = prometheus.NewDesc("gateway_pool_published_cut", "Number of the newest published cut.", []string{"pool"}, nil)
+	descEpoch     = prometheus.NewDesc("gateway_pool_epoch", "Epoch under which the pool is held.", []string{"pool"}, nil)
+	descServing   = prometheus.NewDesc("gateway_pool_serving", "1 while the pool serves and publishes, 0 once it has stopped.", []string{"pool"}, nil)
+	descSlots     = prometheus.NewDesc("gateway_tier_slots", "Slots of the tier by what they hold.", []string{"pool", "state"}, nil)
+	descAvoided   = prometheus.NewDesc("gateway_target_avoided", "1 while a target is passed over because it failed.", []string{"pool", "target"}, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (c poolCollector) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, ch) }
+
+// Collect implements prometheus.Collector.
+func (c poolCollector) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	for _, d := range c.g.Disks() {
+		gauge(descDiskDirty, float64(d.UnpublishedBytes), d.Name)
+		gauge(descDiskAge, d.UnpublishedAgeSecond, d.Name)
+	}
+	for _, p := range c.g.Pools() {
+		gauge(descCut, float64(p.PublishedCut), p.Name)
+		gauge(descEpoch, float64(p.Epoch), p.Name)
+		gauge(descServing, b2f(p.Error == ""), p.Name)
+		gauge(descSlots, float64(p.Tier.Free), p.Name, "free")
+		gauge(descSlots, float64(p.Tier.Busy), p.Name, "busy")
+		gauge(descSlots, float64(p.Tier.Clean), p.Name, "clean")
+		for _, t := range p.Targets {
+			gauge(descAvoided, b2f(t.Avoided), p.Name, t.Name)
+		}
+	}
+}
+
+func b2f(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,101 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"graindisk/api"
+	"graindisk/config"
+	"graindisk/pool"
+)
+
+func newPoolCmd(a *app) *cobra.Command {
+	return newGroupCmd("pool", "Create pools and show how they are",
+		newPoolCreateCmd(a),
+		newPoolStatusCmd(a),
+	)
+}
+
+func newPoolCreateCmd(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "create NAME",
+		Short: "Create a configured pool on its targets, which must be empty",
+		Long: `Create the pool NAME of the configuration: write its root to every target. Every target must be
+empty below its prefix. Nothing is served; start "gateway serve" afterwards.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error { return runPoolCreate(cmd.Context(), a, args[0]) },
+	}
+}
+
+func runPoolCreate(ctx context.Context, a *app, name string) error {
+	cfg, err := a.loadConfig(nil)
+	if err != nil {
+		return err
+	}
+	pc, ok := cfg.Pools[name]
+	if !ok {
+		return fmt.Errorf("pool %s: %w in %s", name, api.ErrNoPool, cfg.Source)
+	}
+	o, err := poolOptions(ctx, cfg, name, newLogger(a, false))
+	if err != nil {
+		return err
+	}
+	if err := pool.Create(ctx, o); err != nil {
+		return err
+	}
+	if a.json {
+		return a.printJSON(map[string]any{"pool": name, "targets": len(pc.Targets), "stripe": pc.Stripe.String()})
+	}
+	fmt.Fprintf(a.stdout, "pool %s: created on %d targets, stripe %s\n", name, len(pc.Targets), pc.Stripe)
+	return nil
+}
+
+func newPoolStatusCmd(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "status [NAME]",
+		Short: "Show the pools of a running gateway: owner's epoch, what is not yet published, targets",
+		Args:  cobra.MaximumNArgs(1),
+		RunE:  func(cmd *cobra.Command, args []string) error { return runPoolStatus(cmd.Context(), a, args) },
+	}
+}
+
+func runPoolStatus(ctx context.Context, a *app, names []string) error {
+	c, err := a.client()
+	if err != nil {
+		return err
+	}
+	var ps []pool.Status
+	if len(names) == 0 {
+		ps, err = c.Pools(ctx)
+	} else {
+		ps = make([]pool.Status, 1)
+		ps[0], err = c.Pool(ctx, names[0])
+	}
+	switch {
+	case err != nil:
+		return err
+	case a.json && len(names) == 1:
+		return a.printJSON(ps[0])
+	case a.json:
+		return a.printJSON(ps)
+	}
+	for _, p := range ps {
+		fmt.Fprintf(a.stdout, "pool %s: %s, epoch %d, stripe %s, %d segments, cut %d\n", p.Name, p.State, p.Epoch, p.Stripe, p.Segments, p.PublishedCut)
+		if p.Error != "" {
+			fmt.Fprintf(a.stdout, "  error: %s\n", p.Error)
+		}
+		fmt.Fprintf(a.stdout, "  unpublished: %s, oldest %.0f s\n", config.Bytes(p.UnpublishedBytes), p.UnpublishedAgeSeconds)
+		fmt.Fprintf(a.stdout, "  tier: %d slots of %s: %d busy, %d cache, %d free\n", p.Tier.Busy+p.Tier.Clean+p.Tier.Free,
+			config.Bytes(p.Tier.SlotBytes), p.Tier.Busy, p.Tier.Clean, p.Tier.Free)
+		for _, t := range p.Targets {
+			state := "ok"
+			if t.Avoided {
+				state = "failing"
+			}
+			fmt.Fprintf(a.stdout, "  target %s: %s, %s\n", t.Name, state, t.Where)
+		}
+	}
+	return nil
+}

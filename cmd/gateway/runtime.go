@@ -1,0 +1,233 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"graindisk/api"
+	"graindisk/backend"
+	"graindisk/backend/local"
+	"graindisk/backend/s3"
+	"graindisk/config"
+	"graindisk/frontend/nbd"
+	"graindisk/pool"
+	"graindisk/vdisk"
+)
+
+// gateway is the open pools of one process. It answers the admin API and finds the exports of the
+// NBD frontend. Its set of pools does not change while it runs.
+type gateway struct {
+	pools map[string]*pool.Pool
+}
+
+// openGateway opens every pool of the configuration and makes the disks that it lists and that are
+// missing. On failure whatever it opened is closed, with the log intact and the pool held.
+func openGateway(ctx context.Context, cfg *config.Config, takeover bool, log *slog.Logger) (*gateway, error) {
+	g := &gateway{pools: map[string]*pool.Pool{}}
+	for _, name := range slices.Sorted(maps.Keys(cfg.Pools)) {
+		if err := g.openPool(ctx, cfg, name, takeover, log); err != nil {
+			g.abandon()
+			return nil, err
+		}
+	}
+	return g, nil
+}
+
+func (g *gateway) openPool(ctx context.Context, cfg *config.Config, name string, takeover bool, log *slog.Logger) error {
+	o, err := poolOptions(ctx, cfg, name, log)
+	if err != nil {
+		return err
+	}
+	o.Takeover, o.CreateEmpty = takeover, cfg.Embedded
+	p, err := pool.Open(ctx, o)
+	if err != nil {
+		return err
+	}
+	g.pools[name] = p
+	for _, d := range cfg.Pools[name].Disks {
+		have, err := p.Disk(d.Name)
+		if errors.Is(err, pool.ErrNoDisk) {
+			have, err = p.CreateDisk(ctx, d.Name, int64(d.Size))
+		}
+		if err != nil {
+			return err
+		}
+		if have.Size() != int64(d.Size) {
+			log.Warn("disk keeps its size; the configuration says another", "disk", d.Name,
+				"size", config.Bytes(have.Size()).String(), "configured", d.Size.String())
+		}
+	}
+	return nil
+}
+
+// poolOptions are a pool's options by the configuration. They open its targets but no pool.
+func poolOptions(ctx context.Context, cfg *config.Config, name string, log *slog.Logger) (pool.Options, error) {
+	pc := cfg.Pools[name]
+	o := pool.Options{
+		Name: name, TierDir: filepath.Join(cfg.Tier.Dir, name),
+		TierBytes: int64(cfg.Tier.Size) / int64(len(cfg.Pools)), IndexBytes: int64(cfg.Tier.RAM) / 4 / int64(len(cfg.Pools)),
+		Data: pc.Stripe.Data, Parity: pc.Stripe.Parity, MaxDirtyAge: pc.MaxDirtyAge, Log: log,
+	}
+	for _, t := range pc.Targets {
+		s, err := openStore(ctx, t, cfg.Embedded)
+		if err != nil {
+			return o, fmt.Errorf("pool %s: target %s: %w", name, t.Name, err)
+		}
+		o.Targets = append(o.Targets, pool.Target{Name: t.Name, Store: s})
+	}
+	return o, nil
+}
+
+// openStore opens one target. Directories are made only for the embedded default.
+func openStore(ctx context.Context, t config.Target, makeDir bool) (backend.Store, error) {
+	if t.Local != nil {
+		return local.Open(t.Local.Dir, local.Options{Create: makeDir})
+	}
+	cred, err := t.S3.Credentials()
+	if err != nil {
+		return nil, err
+	}
+	return s3.Open(ctx, s3.Options{
+		Bucket: t.S3.Bucket, Prefix: t.S3.Prefix, Region: t.S3.Region, Endpoint: t.S3.Endpoint, PathStyle: t.S3.PathStyle,
+		AccessKey: string(cred.AccessKeyID), SecretKey: string(cred.SecretAccessKey), SessionToken: string(cred.SessionToken),
+	})
+}
+
+// close publishes and releases every pool.
+func (g *gateway) close(ctx context.Context) error {
+	var eg errgroup.Group
+	for _, p := range g.pools {
+		eg.Go(func() error { return p.Close(ctx) })
+	}
+	return eg.Wait()
+}
+
+// abandon closes every pool as it is: nothing more is published, and each stays held.
+func (g *gateway) abandon() {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	g.close(ctx)
+}
+
+// find returns the disk of that name, in whichever pool it is.
+func (g *gateway) find(name string) (*pool.Pool, *vdisk.Disk, error) {
+	for _, p := range g.pools {
+		if d, err := p.Disk(name); err == nil {
+			return p, d, nil
+		}
+	}
+	return nil, nil, fmt.Errorf("disk %s: %w", name, pool.ErrNoDisk)
+}
+
+// List implements nbd.Exports.
+func (g *gateway) List() []string {
+	var names []string
+	for _, d := range g.Disks() {
+		names = append(names, d.Name)
+	}
+	return names
+}
+
+// Open implements nbd.Exports.
+func (g *gateway) Open(_ context.Context, name string) (nbd.Device, func(), error) {
+	_, d, err := g.find(name)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: %w", nbd.ErrNotFound, err)
+	}
+	return d, func() {}, nil
+}
+
+// Version implements api.Gateway.
+func (g *gateway) Version() string { return buildVersion().Version }
+
+// Disks implements api.Gateway.
+func (g *gateway) Disks() []pool.DiskInfo {
+	ds := []pool.DiskInfo{}
+	for _, name := range slices.Sorted(maps.Keys(g.pools)) {
+		ds = append(ds, g.pools[name].Disks()...)
+	}
+	return ds
+}
+
+// Disk implements api.Gateway.
+func (g *gateway) Disk(name string) (pool.DiskInfo, error) {
+	p, d, err := g.find(name)
+	if err != nil {
+		return pool.DiskInfo{}, err
+	}
+	return p.Describe(d), nil
+}
+
+// CreateDisk implements api.Gateway.
+func (g *gateway) CreateDisk(ctx context.Context, n api.NewDisk) (pool.DiskInfo, error) {
+	err := errors.Join(config.CheckDiskName(n.Name), config.CheckDiskSize(config.Bytes(n.SizeBytes)))
+	if err != nil {
+		return pool.DiskInfo{}, fmt.Errorf("%w: %w", api.ErrBadRequest, err)
+	}
+	if _, _, err := g.find(n.Name); err == nil {
+		return pool.DiskInfo{}, fmt.Errorf("create disk %s: %w", n.Name, pool.ErrExists)
+	}
+	if n.Pool == "" {
+		if len(g.pools) > 1 {
+			return pool.DiskInfo{}, fmt.Errorf("%w: the gateway has pools %v: name one", api.ErrBadRequest, slices.Sorted(maps.Keys(g.pools)))
+		}
+		for name := range g.pools {
+			n.Pool = name
+		}
+	}
+	p := g.pools[n.Pool]
+	if p == nil {
+		return pool.DiskInfo{}, fmt.Errorf("pool %s: %w", n.Pool, api.ErrNoPool)
+	}
+	d, err := p.CreateDisk(ctx, n.Name, n.SizeBytes)
+	if err != nil {
+		return pool.DiskInfo{}, err
+	}
+	return p.Describe(d), nil
+}
+
+// Pools implements api.Gateway.
+func (g *gateway) Pools() []pool.Status {
+	ss := []pool.Status{}
+	for _, name := range slices.Sorted(maps.Keys(g.pools)) {
+		ss = append(ss, g.pools[name].Status())
+	}
+	return ss
+}
+
+// Pool implements api.Gateway.
+func (g *gateway) Pool(name string) (pool.Status, error) {
+	p := g.pools[name]
+	if p == nil {
+		return pool.Status{}, fmt.Errorf("pool %s: %w", name, api.ErrNoPool)
+	}
+	return p.Status(), nil
+}
+
+// lockData makes the data directory and locks it for this process. The lock goes with the process.
+func lockData(dir string) (unlock func(), err error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	path := filepath.Join(dir, "lock")
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("data directory %s is in use by another gateway (%s is locked): %w", dir, path, errBusy)
+	}
+	return func() { f.Close() }, nil
+}
+
+var errBusy = errors.New("stop it first, or use another --data")

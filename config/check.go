@@ -1,0 +1,293 @@
+package config
+
+import (
+	"fmt"
+	"maps"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// check notes what is wrong with the values together; each alone was checked by the walker.
+func (c *Config) check(col *collector) {
+	c.checkData(col)
+	c.checkListen(col)
+	if !col.bad("tier.size") && c.Tier.Size != 0 && c.Tier.Size < TierSizeMin {
+		col.add(Problem{Key: "tier.size", Value: c.Tier.Size.String(), Msg: fmt.Sprintf("%v is less than %v", c.Tier.Size, TierSizeMin)})
+	}
+	if !col.bad("tier.ram") && c.Tier.RAM < RAMMin {
+		col.add(Problem{Key: "tier.ram", Value: c.Tier.RAM.String(), Msg: fmt.Sprintf("%v is less than %v", c.Tier.RAM, RAMMin)})
+	}
+	checkAtLeast(col, "shutdown_timeout", c.ShutdownTimeout, time.Second)
+
+	if len(c.Pools) == 0 {
+		col.addMissing("pools", "no pool is configured")
+	}
+	disks := map[string]string{} // name → key of the disk that has it
+	for _, name := range slices.Sorted(maps.Keys(c.Pools)) {
+		c.checkPool(col, name, disks)
+	}
+	c.checkDirs(col)
+	c.checkPrefixes(col)
+}
+
+// addMissing notes that a required key is not there, unless what is there has a problem already.
+func (c *collector) addMissing(key, msg string) {
+	if !c.bad(key) {
+		c.add(Problem{Key: key, Msg: msg})
+	}
+}
+
+func checkAtLeast(col *collector, key string, d, least time.Duration) {
+	if !col.bad(key) && d < least {
+		col.add(Problem{Key: key, Value: d.String(), Msg: fmt.Sprintf("%v is less than %v", d, least)})
+	}
+}
+
+func (c *Config) checkData(col *collector) {
+	switch {
+	case c.Data == "":
+		col.addMissing("data", "the data directory is missing")
+	case !filepath.IsAbs(c.Data):
+		col.add(Problem{Key: "data", Value: c.Data, Msg: fmt.Sprintf("%q must be an absolute path", c.Data)})
+	default:
+		if err := checkSocketPath(c.AdminSocket()); err != nil {
+			col.add(Problem{Key: "data", Value: c.Data, Msg: err.Error(), Hint: "use a shorter data directory"})
+		}
+	}
+}
+
+func (c *Config) checkListen(col *collector) {
+	seen := map[string]string{"unix://" + c.AdminSocket(): "the admin socket"}
+	for i, l := range c.Listen.NBD {
+		key := fmt.Sprintf("listen.nbd[%d].address", i)
+		if col.bad(key) || col.bad("data") && col.lines[key] == 0 {
+			continue // or the default below a bad data directory
+		}
+		if l.Address == "" {
+			col.add(Problem{Key: key, Msg: "the address is missing"})
+		} else if err := checkAddress(l.Address); err != nil {
+			col.add(Problem{Key: key, Value: l.Address, Msg: fmt.Sprintf("%q: %v", l.Address, err)})
+		} else if other := seen[l.Address]; other != "" {
+			col.add(Problem{Key: key, Value: l.Address, Msg: fmt.Sprintf("%q is that of %s too", l.Address, other)})
+		}
+		seen[l.Address] = key
+	}
+	if m := c.Listen.Metrics; m != "" {
+		if err := checkHostPort(m); err != nil {
+			col.add(Problem{Key: "listen.metrics", Value: m, Msg: fmt.Sprintf("%q: %v", m, err)})
+		}
+	}
+}
+
+func (c *Config) checkPool(col *collector, name string, disks map[string]string) {
+	p, at := c.Pools[name], "pools."+name
+	checkAtLeast(col, at+".max_dirty_age", p.MaxDirtyAge, maxDirtyAgeMin)
+	if len(p.Targets) == 0 {
+		col.addMissing(at+".targets", "the pool has no targets")
+	}
+	names := map[string]bool{}
+	for i, t := range p.Targets {
+		key := fmt.Sprintf("%s.targets[%d]", at, i)
+		checkName(col, key+".name", t.Name)
+		if t.Name != "" && names[t.Name] {
+			col.add(Problem{Key: key + ".name", Value: t.Name, Msg: fmt.Sprintf("a target %q is there already", t.Name)})
+		}
+		names[t.Name] = true
+		checkTarget(col, key, t)
+	}
+	checkStripe(col, at, p)
+	for i, d := range p.Disks {
+		key := fmt.Sprintf("%s.disks[%d]", at, i)
+		checkName(col, key+".name", d.Name)
+		if other := disks[d.Name]; d.Name != "" && other != "" {
+			col.add(Problem{Key: key + ".name", Value: d.Name, Msg: fmt.Sprintf("disk %q is in %s already; names are unique per gateway", d.Name, other)})
+		}
+		disks[d.Name] = key
+		if d.Size == 0 {
+			col.addMissing(key+".size", "the size is missing")
+		} else if err := CheckDiskSize(d.Size); err != nil {
+			col.add(Problem{Key: key + ".size", Value: d.Size.String(), Msg: err.Error()})
+		}
+	}
+}
+
+func checkName(col *collector, key, name string) {
+	if name == "" {
+		col.addMissing(key, "the name is missing")
+	} else if err := CheckDiskName(name); err != nil {
+		col.add(Problem{Key: key, Value: name, Msg: err.Error()})
+	}
+}
+
+// Survives is how many lost targets the pool survives: reading needs all but m shards of every
+// stripe, publishing a majority of the targets.
+func (p Pool) Survives() int { return min(p.lossesRead(), (len(p.Targets)-1)/2) }
+
+// shardsPerTarget is the most shards of one stripe that a target holds.
+func (p Pool) shardsPerTarget() int {
+	n := len(p.Targets)
+	return (p.Stripe.Data + p.Stripe.Parity + n - 1) / n
+}
+
+// lossesRead is how many lost targets leave every stripe readable.
+func (p Pool) lossesRead() int { return p.Stripe.Parity / p.shardsPerTarget() }
+
+// checkStripe refuses a pool that claims to survive more than it does.
+func checkStripe(col *collector, at string, p Pool) {
+	key := at + ".stripe"
+	if p.Stripe.Data == 0 {
+		col.addMissing(key+".data", "the number of data shards is missing")
+	}
+	n, k, m := len(p.Targets), p.Stripe.Data, p.Stripe.Parity
+	if n == 0 || m == 0 || col.bad(key) || col.bad(at+".targets") {
+		return // without parity nothing is claimed
+	}
+	if each := p.shardsPerTarget(); each > m {
+		col.add(Problem{Key: key, Value: p.Stripe.String(), Msg: fmt.Sprintf(
+			"%v is %d shards; with %s one holds %d of them, and losing it is more than parity %d rebuilds",
+			p.Stripe, k+m, count(n, "target"), each, m),
+			Hint: fmt.Sprintf("%v needs %d targets", p.Stripe, max((k+m+m-1)/m, 3))})
+		return
+	}
+	if claim, publish := p.lossesRead(), (n-1)/2; claim > publish {
+		col.add(Problem{Key: key, Value: p.Stripe.String(), Msg: fmt.Sprintf(
+			"%v on %s would survive the loss of %d, but publishing needs a majority, %d of %d, and survives the loss of %d",
+			p.Stripe, count(n, "target"), claim, n/2+1, n, publish),
+			Hint: fmt.Sprintf("use %d targets or more, or less parity", 2*claim+1)})
+	}
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+func checkTarget(col *collector, key string, t Target) {
+	switch {
+	case t.S3 != nil && t.Local != nil:
+		col.add(Problem{Key: key, Msg: "has both s3 and local; a target is one of them"})
+	case t.S3 != nil:
+		checkS3(col, key+".s3", *t.S3)
+	case t.Local != nil:
+		checkAbs(col, key+".local.dir", t.Local.Dir)
+	case !col.bad(key):
+		col.add(Problem{Key: key, Msg: "names no store; it needs s3 or local"})
+	}
+}
+
+func checkAbs(col *collector, key, path string) {
+	if path == "" {
+		col.addMissing(key, "the path is missing")
+	} else if !filepath.IsAbs(path) {
+		col.add(Problem{Key: key, Value: path, Msg: fmt.Sprintf("%q must be an absolute path", path)})
+	}
+}
+
+func checkS3(col *collector, key string, s S3) {
+	if s.Bucket == "" {
+		col.addMissing(key+".bucket", "the bucket is missing")
+	} else if len(s.Bucket) < 3 || len(s.Bucket) > 63 || strings.Trim(s.Bucket, "abcdefghijklmnopqrstuvwxyz0123456789.-") != "" {
+		col.add(Problem{Key: key + ".bucket", Value: s.Bucket, Msg: fmt.Sprintf("%q is no bucket name: 3 to 63 of a-z 0-9 . -", s.Bucket)})
+	}
+	if s.Endpoint != "" {
+		if u, err := url.Parse(s.Endpoint); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || strings.Trim(u.Path, "/") != "" || u.User != nil || u.RawQuery != "" {
+			col.add(Problem{Key: key + ".endpoint", Msg: "must be http://host[:port] or https://host[:port]"})
+		}
+	}
+	if err := checkPrefix(s.Prefix); err != nil {
+		col.add(Problem{Key: key + ".prefix", Value: s.Prefix, Msg: err.Error()})
+	}
+	switch {
+	case (s.AccessKeyID == "") != (s.SecretAccessKey == ""):
+		col.add(Problem{Key: key, Msg: "access_key_id and secret_access_key need each other"})
+	case s.SessionToken != "" && s.AccessKeyID == "":
+		col.add(Problem{Key: key + ".session_token", Msg: "needs access_key_id"})
+	case s.AccessKeyID != "" && s.CredentialsFile != "":
+		col.add(Problem{Key: key + ".credentials_file", Msg: "access_key_id is set as well; only one of them can be right"})
+	case s.CredentialsFile == "" && s.Profile != "":
+		col.add(Problem{Key: key + ".profile", Msg: "needs credentials_file"})
+	case s.CredentialsFile != "" && !filepath.IsAbs(s.CredentialsFile):
+		checkAbs(col, key+".credentials_file", s.CredentialsFile)
+	default:
+		if _, err := s.Credentials(); err != nil {
+			col.add(Problem{Key: key + ".credentials_file", Value: s.CredentialsFile, Msg: err.Error()})
+		}
+	}
+}
+
+// checkPrefix holds a prefix to the rules of object keys.
+func checkPrefix(p string) error {
+	if p == "" {
+		return nil
+	}
+	if len(p) > 256 {
+		return fmt.Errorf("the prefix has %d bytes, at most 256 are allowed", len(p))
+	}
+	for part := range strings.SplitSeq(p, "/") {
+		odd := strings.IndexFunc(part, func(r rune) bool {
+			return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune("._-", r))
+		})
+		if part == "" || part == "." || part == ".." || odd >= 0 {
+			return fmt.Errorf("%q: names of a-z A-Z 0-9 . _ - with one / between them, none at the ends", p)
+		}
+	}
+	return nil
+}
+
+// checkDirs refuses directories that share their files: a tier and targets need each their own.
+func (c *Config) checkDirs(col *collector) {
+	type dir struct{ key, path string }
+	var dirs []dir
+	if filepath.IsAbs(c.Tier.Dir) {
+		dirs = append(dirs, dir{"tier.dir", filepath.Clean(c.Tier.Dir)})
+	} else if !col.bad("data") || col.lines["tier.dir"] != 0 { // else it is the default below a bad directory
+		checkAbs(col, "tier.dir", c.Tier.Dir)
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Pools)) {
+		for i, t := range c.Pools[name].Targets {
+			if t.Local != nil && filepath.IsAbs(t.Local.Dir) {
+				dirs = append(dirs, dir{fmt.Sprintf("pools.%s.targets[%d].local.dir", name, i), filepath.Clean(t.Local.Dir)})
+			}
+		}
+	}
+	for i, d := range dirs {
+		if filepath.IsAbs(c.Data) && below(filepath.Clean(c.Data), d.path) {
+			col.add(Problem{Key: d.key, Value: d.path, Msg: fmt.Sprintf("%s holds the data directory %s", d.path, c.Data)})
+		}
+		for _, e := range dirs[:i] {
+			if below(d.path, e.path) || below(e.path, d.path) {
+				col.add(Problem{Key: d.key, Value: d.path, Msg: fmt.Sprintf("%s shares files with %s (%s)", d.path, e.key, e.path)})
+			}
+		}
+	}
+}
+
+// checkPrefixes refuses S3 targets whose objects would mix.
+func (c *Config) checkPrefixes(col *collector) {
+	type place struct{ key, bucket, path string }
+	var places []place
+	for _, name := range slices.Sorted(maps.Keys(c.Pools)) {
+		for i, t := range c.Pools[name].Targets {
+			if t.S3 == nil {
+				continue
+			}
+			p := place{fmt.Sprintf("pools.%s.targets[%d].s3", name, i), strings.TrimRight(t.S3.Endpoint, "/") + "/" + t.S3.Bucket, "/" + t.S3.Prefix}
+			for _, q := range places {
+				if p.bucket == q.bucket && (below(p.path, q.path) || below(q.path, p.path)) {
+					col.add(Problem{Key: p.key, Msg: fmt.Sprintf("bucket %s and prefix %q share objects with %s, prefix %q", t.S3.Bucket, t.S3.Prefix, q.key, q.path[1:])})
+				}
+			}
+			places = append(places, p)
+		}
+	}
+}
+
+// below says whether the clean path p is dir or lies in it.
+func below(p, dir string) bool {
+	return p == dir || dir == "/" || strings.HasPrefix(p, dir+"/")
+}
