@@ -1,0 +1,131 @@
+package s3
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+
+	"github.com/aws/smithy-go"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
+
+	"graindisk/backend"
+)
+
+// refused marks what the driver itself will not do.
+type refused struct{ error }
+
+func (r refused) Unwrap() error { return r.error }
+
+var errShort = errors.New("the object ends first")
+
+// fail gives err its class and its place. It returns nil for nil.
+func (s *Store) fail(ctx context.Context, op, key string, err error) error {
+	if err == nil {
+		return nil
+	}
+	class, cause := classify(err)
+	if class == backend.Transient && ctx.Err() != nil {
+		cause = context.Cause(ctx) // the SDK's words for it take three lines
+	}
+	var api smithy.APIError
+	if errors.As(err, &api) && api.ErrorCode() == "NoSuchBucket" {
+		cause = fmt.Errorf("bucket %q does not exist", s.bucket)
+	}
+	return &backend.Error{Op: op, Store: s.name, Key: key, Class: class, Err: cause}
+}
+
+// classify sorts an error, and makes its message short.
+func classify(err error) (backend.Class, error) {
+	var own refused
+	var noCreds noCredentials
+	var cert *tls.CertificateVerificationError
+	switch {
+	case err == nil:
+		return 0, nil
+	case errors.As(err, &own):
+		return backend.Permanent, own.error
+	case errors.Is(err, errShort):
+		return backend.Short, nil
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return backend.Transient, err
+	case errors.As(err, &noCreds):
+		return backend.Auth, fmt.Errorf("no credentials: %w", noCreds.error)
+	case errors.As(err, &cert):
+		return backend.Permanent, cert
+	}
+	var api smithy.APIError
+	code, message := "", ""
+	if errors.As(err, &api) {
+		code, message = api.ErrorCode(), api.ErrorMessage()
+	}
+	var response *smithyhttp.ResponseError
+	if !errors.As(err, &response) || response.HTTPStatusCode() == 0 {
+		if code == "" { // no answer at all: refused, reset, timed out, no such host
+			return backend.Transient, innermost(err)
+		}
+		return classOf(code, 0), err
+	}
+	status := response.HTTPStatusCode()
+	if code == "" || code == "UnknownError" {
+		code = http.StatusText(status)
+	}
+	if message == "" || message == "UnknownError" || message == code {
+		return classOf(code, status), fmt.Errorf("%s (HTTP %d)", code, status)
+	}
+	return classOf(code, status), fmt.Errorf("%s: %s (HTTP %d)", code, message, status)
+}
+
+// innermost drops the SDK's own wrappers, which repeat the operation, from an error of the network.
+func innermost(err error) error {
+	var send *smithyhttp.RequestSendError
+	if errors.As(err, &send) {
+		return send.Err
+	}
+	return err
+}
+
+// classOf sorts an answer by its error code, and by its status where servers have no common code.
+func classOf(code string, status int) backend.Class {
+	switch code {
+	case "NoSuchBucket", "NoSuchKey":
+		return backend.NotFound
+	case "PreconditionFailed":
+		return backend.Precondition
+	case "ConditionalRequestConflict", "OperationAborted", // a rival was under way: nothing was decided
+		"RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentChecksumMismatch", "InternalError": // lost or damaged on the way
+		return backend.Transient
+	case "ExpiredToken", "InvalidToken", "TokenRefreshRequired", "InvalidAccessKeyId", "SignatureDoesNotMatch":
+		return backend.Auth
+	case "QuotaExceeded", "XMinioAdminBucketQuotaExceeded", "XMinioStorageFull":
+		return backend.Full
+	case "ServiceUnavailable", "RequestLimitExceeded", "BandwidthLimitExceeded", "TooManyRequests":
+		return backend.Throttled
+	case "InvalidRange":
+		return backend.Short
+	}
+	if strings.HasPrefix(code, "SlowDown") || strings.HasPrefix(code, "Throttl") {
+		return backend.Throttled
+	}
+	switch {
+	case status == http.StatusUnauthorized, status == http.StatusForbidden:
+		return backend.Auth
+	case status == http.StatusNotFound:
+		return backend.NotFound
+	case status == http.StatusPreconditionFailed:
+		return backend.Precondition
+	case status == http.StatusRequestedRangeNotSatisfiable:
+		return backend.Short
+	case status == http.StatusTooManyRequests:
+		return backend.Throttled
+	case status == http.StatusInsufficientStorage:
+		return backend.Full
+	case status == http.StatusNotImplemented:
+		return backend.Permanent
+	case status == http.StatusConflict, status == http.StatusRequestTimeout, status == 499, status >= 500, status < 300:
+		return backend.Transient // 2xx: an answer that could not be understood, as of a captive portal
+	}
+	return backend.Permanent
+}
