@@ -2,7 +2,7 @@
 // published: the log, its index, the metadata log, local checkpoints, and recovery from them.
 //
 // A log file fills one slot of the tier. Everything is in 4 KiB blocks, integers are little-endian.
-// FORMAT.md draws every byte; in short:
+// docs/FORMATS.md draws every byte; in short:
 //
 //	slot-NNNNNN   | file header | batch | batch | …
 //	batch         | header: fixed part, entries, one CRC per payload block | payload blocks |

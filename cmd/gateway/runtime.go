@@ -74,7 +74,7 @@ func poolOptions(ctx context.Context, cfg *config.Config, name string, log *slog
 	pc := cfg.Pools[name]
 	o := pool.Options{
 		Name: name, TierDir: filepath.Join(cfg.Tier.Dir, name),
-		TierBytes: int64(cfg.Tier.Size) / int64(len(cfg.Pools)), IndexBytes: int64(cfg.Tier.RAM) / 4 / int64(len(cfg.Pools)),
+		TierBytes: int64(cfg.Tier.Size) / int64(len(cfg.Pools)), IndexBytes: int64(cfg.Tier.RAM) / int64(len(cfg.Pools)),
 		Data: pc.Stripe.Data, Parity: pc.Stripe.Parity, MaxDirtyAge: pc.MaxDirtyAge, Log: log,
 	}
 	for _, t := range pc.Targets {

@@ -3,7 +3,7 @@
 // memory, a Reader fetches extents from the stores that hold the shards, rebuilding what is missing
 // or damaged. The package knows objects and checksums; which segments exist is the pool's business.
 //
-// A shard is one object. Integers are little-endian; FORMAT.md gives every field.
+// A shard is one object. Integers are little-endian; docs/FORMATS.md gives every field.
 //
 //	0        4096                4096+ShardBytes  +IndexBytes      +CutBytes   +256
 //	+--------+-------------------+----------------+----------------+-----------+
