@@ -226,7 +226,7 @@ func (p *Pool) commit(ctx context.Context, v root.Value) error {
 			p.val = v
 			p.mu.Unlock()
 			return nil
-		case errors.Is(err, root.ErrFenced), ctx.Err() != nil:
+		case !errors.Is(err, root.ErrUnknown), ctx.Err() != nil:
 			return err
 		}
 		p.o.Log.Warn("root not committed, trying again", "pool", p.o.Name, "err", err)

@@ -12,7 +12,8 @@
 //   - a write smaller than a block is a read-modify-write of that block under the block's lock, which
 //     every other write to the block takes too, so neighbouring sectors are never lost;
 //   - no lock is held while a target is asked: what a partial write needs is fetched first, and the
-//     block is resolved again under the lock.
+//     block is resolved again under the lock; nor, but for those already past Admit, while the tier
+//     is full.
 package vdisk
 
 import (

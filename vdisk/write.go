@@ -50,6 +50,11 @@ func (d *Disk) Write(ctx context.Context, ops []Op, stable bool) error {
 
 // writeSome applies the first op if it covers blocks partly, else all leading ops that do not.
 func (d *Disk) writeSome(ctx context.Context, ops []Op) (int, error) {
+	if ops[0].Kind == OpWrite || ops[0].partial() {
+		if err := d.o.Log.Admit(ctx); err != nil {
+			return 0, err
+		}
+	}
 	if ops[0].partial() {
 		return 1, d.writePartial(ctx, ops[0])
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"graindisk/block"
 	"graindisk/tier"
@@ -149,6 +150,24 @@ func (l *Log) Append(ctx context.Context, recs []Record) (Seq, error) {
 		l.passLeadLocked()
 	}
 	return w.last, w.err
+}
+
+// Admit waits while appends with Data wait for a slot. A caller that holds locks during Append calls
+// it first, so that hardly ever a lock is held for as long as the tier is full.
+func (l *Log) Admit(ctx context.Context) error {
+	for {
+		l.mu.Lock()
+		starved, err := l.starved, l.err
+		l.mu.Unlock()
+		if err != nil || !starved {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(slotPoll):
+		}
+	}
 }
 
 // waitLocked waits until w is told something, or takes it out of the queue when ctx ends.

@@ -116,7 +116,7 @@ func TestPlantedFaultsAreFound(t *testing.T) {
 		{name: "the adopted owner is not checked again", change: func(r *rules) {
 			r.recheck = func(func(Copy) error, Copy) error { return nil }
 		}},
-		{name: "a missing copy has promised nothing", emptyCopys: true},
+		{name: "a missing copy has promised nothing", emptyCopies: true},
 		{name: "two values under one version", change: func(r *rules) {
 			r.version = func(ver uint64, _, _ bool) uint64 { return ver }
 		}},

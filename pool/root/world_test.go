@@ -38,9 +38,9 @@ type world struct {
 
 // planted is a fault put into the register, or nothing.
 type planted struct {
-	name       string
-	change     func(*rules)
-	emptyCopys bool // a missing copy is taken for one that promised nothing
+	name        string
+	change      func(*rules)
+	emptyCopies bool // a missing copy is taken for one that promised nothing
 }
 
 type request struct {
@@ -125,7 +125,7 @@ func (w *world) submit(ctx context.Context, q *request) result {
 // serveLocked lets a request take effect at its target.
 func (w *world) serveLocked(q *request) result {
 	have := w.objects[q.target]
-	if have == "" && w.planted.emptyCopys {
+	if have == "" && w.planted.emptyCopies {
 		have = w.initial(q.target)
 	}
 	switch {
