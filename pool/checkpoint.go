@@ -96,7 +96,7 @@ func (p *Pool) localCheckpoint(ctx context.Context) (*writeback.Frozen, error) {
 }
 
 func (p *Pool) checkpointIfDue(ctx context.Context) error {
-	if len(p.value().Cuts) < cutsMax {
+	if len(p.value().Cuts) < p.o.CheckpointCuts {
 		return nil
 	}
 	return p.publishCheckpoint(ctx)

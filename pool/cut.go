@@ -20,10 +20,8 @@ import (
 
 // Bounds on what the publisher does at a time.
 const (
-	uploadsMax   = 2    // banks in flight: each holds up to SegmentBytes*(k+m)/k in memory
-	segReserve   = 4096 // segment numbers that one root commit makes usable ahead of need
-	cutsMax      = 128  // cuts named by the root before a checkpoint is written
-	metaBytesMax = 16 << 20
+	uploadsMax = 2    // banks in flight: each holds up to SegmentBytes*(k+m)/k in memory
+	segReserve = 4096 // segment numbers that one root commit makes usable ahead of need
 )
 
 // publisher is the state of the publisher goroutine and nobody else's.
@@ -135,7 +133,7 @@ func (p *Pool) makeCut(ctx context.Context) error {
 // freeze fixes the next cut and makes the log stable through it. When the metadata log has grown
 // long the freeze is also the point of a local checkpoint.
 func (p *Pool) freeze(ctx context.Context) (*writeback.Frozen, error) {
-	if p.log.MetaBytes() < metaBytesMax {
+	if p.log.MetaBytes() < p.o.CheckpointBytes {
 		f := p.log.Freeze()
 		return f, p.log.Sync(ctx)
 	}

@@ -85,6 +85,11 @@ type Options struct {
 	MaxDirtyAge time.Duration
 	// CutBytes of unpublished writes start a cut; default 32 segments, at most half the log.
 	CutBytes int64
+	// CheckpointCuts is how many cuts the root names before a checkpoint is published; default 128, at
+	// most root.CutsMax-1.
+	CheckpointCuts int
+	// CheckpointBytes of metadata log make the next cut write a local checkpoint; default 16 MiB.
+	CheckpointBytes int64
 	// IndexBytes bounds the cached segment indexes in RAM; default 64 MiB.
 	IndexBytes int64
 	Host       string // who we are in messages; default the host's name
@@ -113,6 +118,10 @@ func (o Options) withDefaults() Options {
 	def(&o.SegmentBytes, 32<<20)
 	def(&o.CutBytes, min(32*o.SegmentBytes, o.TierBytes/2))
 	def(&o.IndexBytes, 64<<20)
+	def(&o.CheckpointBytes, 16<<20)
+	if o.CheckpointCuts == 0 {
+		o.CheckpointCuts = 128
+	}
 	if o.MaxDirtyAge == 0 {
 		o.MaxDirtyAge = 30 * time.Second
 	}
@@ -138,6 +147,9 @@ func (o Options) validate() error {
 	}
 	if o.Data < 1 || o.Data > 16 || o.Parity < 0 || o.Parity > 4 {
 		errs = append(errs, fmt.Errorf("stripe %d+%d: data must be 1 to 16 and parity 0 to 4", o.Data, o.Parity))
+	}
+	if o.CheckpointCuts < 1 || o.CheckpointCuts >= root.CutsMax {
+		errs = append(errs, fmt.Errorf("a checkpoint every %d cuts: must be 1 to %d", o.CheckpointCuts, root.CutsMax-1))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("pool %s: %w", o.Name, err)
