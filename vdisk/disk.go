@@ -32,8 +32,16 @@ type Extents interface {
 	// ReadCached fills p, whole blocks, from block off of the extent and reports true, or false
 	// when the bytes are not all on the tier. It never asks a target.
 	ReadCached(id block.ExtentID, off int, p []byte) bool
-	// Read fills p, whole blocks, from block off of an extent of orig blocks.
-	Read(ctx context.Context, id block.ExtentID, orig, off int, p []byte) error
+	// Read fills the pieces, asking targets, several at a time and neighbours together.
+	Read(ctx context.Context, ps []Piece) error
+}
+
+// Piece is a part of one extent that a reader wants.
+type Piece struct {
+	ID   block.ExtentID
+	Orig int    // blocks of the whole extent
+	Off  int    // first block wanted
+	Dst  []byte // whole blocks
 }
 
 // Options describe a disk to New.

@@ -38,7 +38,7 @@ func (f *fakeExtents) ReadCached(id block.ExtentID, off int, p []byte) bool {
 	return f.local[id]
 }
 
-func (f *fakeExtents) Read(_ context.Context, id block.ExtentID, _, off int, p []byte) error {
+func (f *fakeExtents) Read(_ context.Context, ps []Piece) error {
 	f.mu.Lock()
 	f.reads++
 	hook := f.hook
@@ -47,7 +47,9 @@ func (f *fakeExtents) Read(_ context.Context, id block.ExtentID, _, off int, p [
 	if hook != nil {
 		hook()
 	}
-	fill(p, id, off)
+	for _, p := range ps {
+		fill(p.Dst, p.ID, p.Off)
+	}
 	return nil
 }
 

@@ -5,15 +5,10 @@ import (
 	"fmt"
 	"sync"
 
-	"golang.org/x/sync/errgroup"
-
 	"graindisk/block"
 	"graindisk/vdisk/densetree"
 	"graindisk/writeback"
 )
-
-// fetchesMax bounds how many extents one read fetches from targets at the same time.
-const fetchesMax = 8
 
 // TryRead fills p from off and reports true if every byte is in memory or on the local tier; it
 // reports false at once, with p undefined, when a target must be asked.
@@ -40,7 +35,10 @@ func (d *Disk) Read(ctx context.Context, p []byte, off int64) error {
 		if err != nil || len(missing) == 0 {
 			return err
 		}
-		return d.fetch(ctx, missing)
+		if err := d.o.Extents.Read(ctx, missing); err != nil {
+			return fmt.Errorf("disk %s: %w", d.o.Name, err)
+		}
+		return nil
 	})
 }
 
@@ -64,18 +62,11 @@ func aligned(p []byte, off int64, read func(lba block.LBA, q []byte) error) erro
 	return nil
 }
 
-// piece is a part of one extent that a reader wants.
-type piece struct {
-	id        block.ExtentID
-	orig, off int // blocks
-	dst       []byte
-}
-
 var foundPool = sync.Pool{New: func() any { return new([]writeback.Found) }}
 
 // readLocal fills q, whole blocks from lba, with all that is local, and returns the pieces that a
 // target must give. have may hold extents that the caller fetched a moment ago.
-func (d *Disk) readLocal(lba block.LBA, q []byte, have map[block.ExtentID][]byte) ([]piece, error) {
+func (d *Disk) readLocal(lba block.LBA, q []byte, have map[block.ExtentID][]byte) ([]Piece, error) {
 	n := len(q) / block.Size
 	fp := foundPool.Get().(*[]writeback.Found)
 	defer foundPool.Put(fp)
@@ -90,7 +81,7 @@ func (d *Disk) readLocal(lba block.LBA, q []byte, have map[block.ExtentID][]byte
 	if err != nil {
 		return nil, fmt.Errorf("disk %s: %w", d.o.Name, err)
 	}
-	var missing []piece
+	var missing []Piece
 	for i := 0; i < n; {
 		if found[i].State != writeback.None {
 			i++
@@ -107,7 +98,7 @@ func (d *Disk) readLocal(lba block.LBA, q []byte, have map[block.ExtentID][]byte
 }
 
 // readMapped does the same below the log: by the tree alone.
-func (d *Disk) readMapped(lba block.LBA, q []byte, have map[block.ExtentID][]byte, missing []piece) []piece {
+func (d *Disk) readMapped(lba block.LBA, q []byte, have map[block.ExtentID][]byte, missing []Piece) []Piece {
 	d.o.Tree.Lookup(lba, uint64(len(q)/block.Size), func(e densetree.Entry) bool {
 		at := int(e.LBA-lba) * block.Size
 		dst := q[at : at+int(e.Blocks)*block.Size]
@@ -117,29 +108,9 @@ func (d *Disk) readMapped(lba block.LBA, q []byte, have map[block.ExtentID][]byt
 		case have[e.Extent] != nil:
 			copy(dst, have[e.Extent][int(e.Off)*block.Size:])
 		case !d.o.Extents.ReadCached(e.Extent, int(e.Off), dst):
-			missing = append(missing, piece{e.Extent, int(e.Orig), int(e.Off), dst})
+			missing = append(missing, Piece{e.Extent, int(e.Orig), int(e.Off), dst})
 		}
 		return true
 	})
 	return missing
-}
-
-// fetch fills the pieces from their segments, several at a time.
-func (d *Disk) fetch(ctx context.Context, ps []piece) error {
-	if len(ps) == 1 {
-		return d.fetchOne(ctx, ps[0])
-	}
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(fetchesMax)
-	for _, p := range ps {
-		g.Go(func() error { return d.fetchOne(ctx, p) })
-	}
-	return g.Wait()
-}
-
-func (d *Disk) fetchOne(ctx context.Context, p piece) error {
-	if err := d.o.Extents.Read(ctx, p.id, p.orig, p.off, p.dst); err != nil {
-		return fmt.Errorf("disk %s: extent %s: %w", d.o.Name, p.id, err)
-	}
-	return nil
 }

@@ -103,22 +103,22 @@ func (d *Disk) writePartial(ctx context.Context, op Op) error {
 		// only if the map still names the same extents; those never change.
 		have = make(map[block.ExtentID][]byte, len(missing))
 		for _, m := range missing {
-			buf := make([]byte, m.orig*block.Size)
-			if err := d.o.Extents.Read(ctx, m.id, m.orig, 0, buf); err != nil {
-				return fmt.Errorf("extent %s: %w", m.id, err)
+			buf := make([]byte, m.Orig*block.Size)
+			if err := d.o.Extents.Read(ctx, []Piece{{ID: m.ID, Orig: m.Orig, Dst: buf}}); err != nil {
+				return err
 			}
-			have[m.id] = buf
+			have[m.ID] = buf
 		}
 	}
 }
 
 // tryPartial reads the partly covered blocks, changes them and appends, all under the block locks;
 // or it returns the pieces that must be fetched first.
-func (d *Disk) tryPartial(ctx context.Context, op Op, locks lockSet, edges []byte, have map[block.ExtentID][]byte) ([]piece, error) {
+func (d *Disk) tryPartial(ctx context.Context, op Op, locks lockSet, edges []byte, have map[block.ExtentID][]byte) ([]Piece, error) {
 	d.lock(locks, true)
 	defer d.unlock(locks, true)
 	recs := make([]writeback.Record, 0, 3)
-	edge := func(lba block.LBA, buf []byte) ([]piece, error) {
+	edge := func(lba block.LBA, buf []byte) ([]Piece, error) {
 		missing, err := d.readLocal(lba, buf, have)
 		if err != nil || len(missing) > 0 {
 			return missing, err
