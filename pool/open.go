@@ -187,8 +187,15 @@ func (p *Pool) openTier() (*writeback.Recovered, error) {
 }
 
 func (p *Pool) openSpace() error {
+	was, err := tier.SlotBytesOf(p.o.FS, p.o.TierDir)
+	if err != nil {
+		return err
+	}
+	if was%block.Size == 0 && was >= slotBytesMin {
+		p.o.SlotBytes = was // another tier size now would give another; the log is in slots of this
+	}
 	space, err := tier.Open(tier.Options{
-		FS: p.o.FS, Dir: p.o.TierDir, SlotBytes: p.o.SlotBytes, Slots: int(p.o.TierBytes / p.o.SlotBytes),
+		FS: p.o.FS, Dir: p.o.TierDir, SlotBytes: p.o.SlotBytes, Slots: max(slotsMin, int(p.o.TierBytes/p.o.SlotBytes)),
 	})
 	if err != nil {
 		return err

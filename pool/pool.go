@@ -142,8 +142,9 @@ func (o Options) validate() error {
 	if len(o.Targets) == 0 {
 		errs = append(errs, errors.New("no targets"))
 	}
-	if o.TierBytes/o.SlotBytes < 8 {
-		errs = append(errs, fmt.Errorf("tier of %d bytes holds %d slots of %d bytes; at least 8 are needed", o.TierBytes, o.TierBytes/o.SlotBytes, o.SlotBytes))
+	if o.TierBytes/o.SlotBytes < slotsMin || o.SlotBytes < slotBytesMin {
+		errs = append(errs, fmt.Errorf("tier of %d bytes holds %d slots of %d bytes; at least %d of %d are needed",
+			o.TierBytes, o.TierBytes/o.SlotBytes, o.SlotBytes, slotsMin, slotBytesMin))
 	}
 	if o.Data < 1 || o.Data > 16 || o.Parity < 0 || o.Parity > 4 {
 		errs = append(errs, fmt.Errorf("stripe %d+%d: data must be 1 to 16 and parity 0 to 4", o.Data, o.Parity))
@@ -239,6 +240,12 @@ func rootTargets(ts []Target) []root.Target {
 	}
 	return rs
 }
+
+// The least a tier must be: the log's current file, two at hand and two in reserve, and some cache.
+const (
+	slotsMin     = 8
+	slotBytesMin = 16 * block.Size
+)
 
 // GrainBytes is the unit of caching and of map lookup, fixed at creation.
 const GrainBytes = 64 << 10

@@ -130,6 +130,30 @@ func Open(o Options) (*Space, error) {
 	return s, nil
 }
 
+// SlotBytesOf is the slot size of the tier in dir, which stays what it was when the tier was made: the
+// length of its longest slot file, or 0 if it has none.
+func SlotBytesOf(fsys vfs.FS, dir string) (longest int64, err error) {
+	names, err := fsys.ReadDir(dir)
+	if err != nil {
+		return 0, fmt.Errorf("tier: %w", err)
+	}
+	for _, e := range names {
+		if _, ok := parseName(e.Name()); !ok {
+			continue
+		}
+		f, err := fsys.Open(path.Join(dir, e.Name()))
+		if err != nil {
+			return 0, fmt.Errorf("tier: %w", err)
+		}
+		size, err := f.Size()
+		if err = errors.Join(err, f.Close()); err != nil {
+			return 0, fmt.Errorf("tier: %w", err)
+		}
+		longest = max(longest, size)
+	}
+	return longest, nil
+}
+
 // Name is the file name of a slot.
 func Name(slot int) string { return fmt.Sprintf("slot-%06d", slot) }
 

@@ -79,6 +79,9 @@ func TestSlotsKeepTheirBytesOverReopen(t *testing.T) {
 		t.Fatal(err)
 	}
 	s = open(t, dir, 4)
+	if n, err := SlotBytesOf(vfs.OS{}, dir); err != nil || n != 8*block.Size {
+		t.Fatalf("slot size found to be %d, %v", n, err)
+	}
 	if !s.Exists(i) {
 		t.Fatal("a prewritten slot is not known after reopening")
 	}

@@ -19,8 +19,10 @@ import (
 	"graindisk/backend/s3"
 	"graindisk/config"
 	"graindisk/frontend/nbd"
+	"graindisk/internal/vfs"
 	"graindisk/pool"
 	"graindisk/vdisk"
+	"graindisk/writeback"
 )
 
 // gateway is the open pools of one process. It answers the admin API and finds the exports of the
@@ -48,6 +50,9 @@ func (g *gateway) openPool(ctx context.Context, cfg *config.Config, name string,
 		return err
 	}
 	o.Takeover, o.CreateEmpty = takeover, cfg.Embedded
+	if err := checkTierSpace(o.TierDir, config.Bytes(o.TierBytes)); err != nil {
+		return fmt.Errorf("pool %s: %w", name, err)
+	}
 	p, err := pool.Open(ctx, o)
 	if err != nil {
 		return err
@@ -65,6 +70,22 @@ func (g *gateway) openPool(ctx context.Context, cfg *config.Config, name string,
 			log.Warn("disk keeps its size; the configuration says another", "disk", d.Name,
 				"size", config.Bytes(have.Size()).String(), "configured", d.Size.String())
 		}
+	}
+	return nil
+}
+
+// checkTierSpace refuses to begin a tier that its file system has no room for. One that holds a log
+// is opened however full the file system is: what is in it must get out.
+func checkTierSpace(dir string, size config.Bytes) error {
+	if _, err := writeback.ReadIdentity(vfs.OS{}, dir); !errors.Is(err, writeback.ErrNoLog) {
+		return nil // opening it tells more
+	}
+	at, free, err := config.FreeSpace(dir)
+	if err != nil {
+		return fmt.Errorf("tier %s: %w", dir, err)
+	}
+	if free < size {
+		return fmt.Errorf("tier %s: the file system at %s has %v free and tier.size is %v; free some space, or configure a smaller tier.size or another tier.dir", dir, at, free, size)
 	}
 	return nil
 }
