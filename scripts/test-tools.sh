@@ -7,15 +7,14 @@ set -eu
 tools='
 nbdinfo     libnbd-bin
 nbdcopy     libnbd-bin
-nbdfuse     libnbd-bin
-fusermount3 fuse3
+nbdsh       python3-libnbd
+nbd-client  nbd-client
 qemu-img    qemu-utils
 qemu-io     qemu-utils
 qemu-nbd    qemu-utils
 fio         fio
 mkfs.ext4   e2fsprogs
 e2fsck      e2fsprogs
-losetup     mount
 '
 
 PATH=$PATH:/usr/sbin:/sbin

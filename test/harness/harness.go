@@ -65,7 +65,9 @@ type Gateway struct {
 	args []string
 	cmd  *exec.Cmd
 	log  *syncBuffer
-	done chan struct{}
+
+	ready chan string // the first line of stdout
+	done  chan struct{}
 }
 
 // readyTimeout is generous: the machine may be building something else.
@@ -84,7 +86,17 @@ func Serve(t testing.TB, args ...string) *Gateway {
 // TryServe is Serve for a gateway that may refuse; the error holds what it wrote on stderr.
 func TryServe(t testing.TB, args ...string) (*Gateway, error) {
 	t.Helper()
-	g := &Gateway{t: t, args: args, log: new(syncBuffer), done: make(chan struct{})}
+	g, err := Start(t, args...)
+	if err != nil {
+		return nil, err
+	}
+	return g, g.WaitReady()
+}
+
+// Start starts `gateway serve args...` and returns at once.
+func Start(t testing.TB, args ...string) (*Gateway, error) {
+	t.Helper()
+	g := &Gateway{t: t, args: args, log: new(syncBuffer), ready: make(chan string, 1), done: make(chan struct{})}
 	g.cmd = exec.Command(Binary(t), append([]string{"serve"}, args...)...)
 	g.cmd.Stderr = g.log
 	g.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -95,26 +107,30 @@ func TryServe(t testing.TB, args ...string) (*Gateway, error) {
 	if err := g.cmd.Start(); err != nil {
 		return nil, err
 	}
-	ready := make(chan string, 1)
 	go func() {
 		line, _ := bufio.NewReader(out).ReadString('\n')
-		ready <- line
+		g.ready <- line
 		g.cmd.Wait()
 		close(g.done)
 	}()
 	t.Cleanup(g.end)
+	return g, nil
+}
+
+// WaitReady waits until the gateway is ready and fills in URIs. Call it once, after Start.
+func (g *Gateway) WaitReady() error {
 	select {
-	case line := <-ready:
+	case line := <-g.ready:
 		uris, ok := strings.CutPrefix(strings.TrimSpace(line), "ready ")
 		if !ok {
 			<-g.done
-			return g, fmt.Errorf("gateway %v: exit %d: %s", args, g.ExitCode(), strings.TrimSpace(g.Log()))
+			return fmt.Errorf("gateway %v: exit %d: %s", g.args, g.ExitCode(), strings.TrimSpace(g.Log()))
 		}
 		g.URIs = strings.Fields(uris)
-		return g, nil
+		return nil
 	case <-time.After(readyTimeout):
 		g.Kill()
-		return g, fmt.Errorf("gateway %v: not ready after %v: %s", args, readyTimeout, g.Log())
+		return fmt.Errorf("gateway %v: not ready after %v: %s", g.args, readyTimeout, g.Log())
 	}
 }
 
