@@ -46,7 +46,7 @@ fuzz:
 	@scripts/fuzz.sh $(T)
 
 bench:
-	go test -run '^$$' -bench . -benchmem $(PKGS)
+	go run ./bench
 
 check: fmt-check vet lint tidy-check import-check
 
