@@ -48,6 +48,19 @@ func (d *Disk) Write(ctx context.Context, ops []Op, stable bool) error {
 	return nil
 }
 
+// Prompt tells whether Write of ops would most likely wait neither for room in the log nor for a
+// target: they cover whole blocks and fit the log's current file. It is a hint.
+func (d *Disk) Prompt(ops []Op) bool {
+	blocks := 0
+	for i := range ops {
+		if ops[i].Kind != OpWrite || ops[i].partial() {
+			return false
+		}
+		blocks += int(ops[i].Len / block.Size)
+	}
+	return d.o.Log.Roomy(blocks)
+}
+
 // writeSome applies the first op if it covers blocks partly, else all leading ops that do not.
 func (d *Disk) writeSome(ctx context.Context, ops []Op) (int, error) {
 	if ops[0].Kind == OpWrite || ops[0].partial() {

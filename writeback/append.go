@@ -170,6 +170,15 @@ func (l *Log) Admit(ctx context.Context) error {
 	}
 }
 
+// Roomy tells whether an append of so many blocks of data would most likely go straight into the
+// current file, without waiting for a slot. It is a hint: other appends may come first.
+func (l *Log) Roomy(blocks int) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err == nil && !l.starved && len(l.queue) == 0 && l.cur != nil && !l.cur.reserved &&
+		l.slotBlocks()-int(l.cur.end) >= 2*blocks+64
+}
+
 // waitLocked waits until w is told something, or takes it out of the queue when ctx ends.
 func (l *Log) waitLocked(ctx context.Context, w *waiter) {
 	if w.wake == nil {

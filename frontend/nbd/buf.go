@@ -126,6 +126,9 @@ func (in *inbuf) next(n int) ([]byte, error) {
 	return p, nil
 }
 
+// buffered is how many bytes have been read from the socket and not yet taken.
+func (in *inbuf) buffered() int { return in.w - in.r }
+
 // fill reads once from the socket into the free end of the buffer.
 func (in *inbuf) fill() error {
 	in.settle()

@@ -35,6 +35,7 @@ type conn struct {
 
 	// Fixed once transmission starts.
 	dev        Device
+	prompter   Prompter // dev, if it is one
 	release    func()
 	export     string
 	structured bool
@@ -187,9 +188,20 @@ func (c *conn) settleWrites() {
 	for i, b := range c.pending {
 		if b != nil {
 			c.pending[i] = nil
-			c.lanes[i].put(b)
+			if !c.lanes[i].inline(b) {
+				c.lanes[i].put(b)
+			}
 		}
 	}
+}
+
+func (c *conn) lanesIdle() bool {
+	for i := range c.lanes {
+		if c.lanes[i].tail() != nil {
+			return false
+		}
+	}
+	return true
 }
 
 // send queues the gathered replies for the socket.

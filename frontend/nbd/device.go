@@ -45,6 +45,10 @@ type Device interface {
 // whatever the range; only then is FAST_ZERO offered.
 type FastZeroer interface{ FastZero() bool }
 
+// Prompter is a Device that can tell beforehand whether Write would have to wait for room or for a
+// store. What need not wait is applied by the reader itself, which saves a hand-over.
+type Prompter interface{ Prompt(ops []WriteOp) bool }
+
 // Exports is where the server finds its devices.
 type Exports interface {
 	// List returns the names of all exports. If there is exactly one, it is also the default

@@ -35,7 +35,8 @@
 // reads are copied straight into the outgoing buffer, neighbouring writes gather in a batch. Only
 // then (settle) do batches go to their lanes and replies to the socket, so under depth system
 // calls per request fall below one. A lane applies one batch at a time and whatever gathered
-// meanwhile is its next one. Lanes, slow reads and the flusher run in goroutines of their own, so
+// meanwhile is its next one. A batch that the device promises not to make wait, and a FLUSH with
+// nothing else under way, are applied by the reader itself. Lanes, slow reads and the flusher run in goroutines of their own, so
 // a write that waits for room or a read that waits for a store delays no cached read; operations
 // without data have a lane to themselves, since unmapping must pass when writes may not.
 //

@@ -325,13 +325,49 @@ func TestErrorStaysWithItsRequest(t *testing.T) {
 // TestConcurrentModel has several clients read, write, trim and zero regions of their own, all
 // at once over several connections, and compares with plain memory.
 func TestConcurrentModel(t *testing.T) {
+	t.Run("through the lanes", func(t *testing.T) { concurrentModel(t, func(d *memDevice) Device { return d }) })
+	t.Run("by the reader itself", func(t *testing.T) {
+		concurrentModel(t, func(d *memDevice) Device { return &promptDevice{memDevice: d} })
+	})
+}
+
+// promptDevice promises for two batches of three that they need not wait.
+type promptDevice struct {
+	*memDevice
+	asked atomic.Uint64
+}
+
+func (d *promptDevice) Prompt([]WriteOp) bool { return d.asked.Add(1)%3 != 0 }
+
+// TestPromptWritesAreStableAfterFlush writes and flushes one at a time, both ways mixed.
+func TestPromptWritesAreStableAfterFlush(t *testing.T) {
+	d := newMemDevice(1 << 16)
+	s := startServer(t, Options{Exports: oneExport(&promptDevice{memDevice: d})}, ListenOptions{})
+	c := s.client(nbdclient.Options{})
+	d.stable = make([]byte, 1<<16)
+	for i := range byte(90) {
+		if err := errors.Join(c.WriteAt(bg, []byte{i}, int64(i), i%2 == 0), c.Flush(bg)); err != nil {
+			t.Fatal(err)
+		}
+		d.mu.RLock()
+		if d.stable[i] != i {
+			t.Fatalf("write %d is not stable after FLUSH", i)
+		}
+		d.mu.RUnlock()
+	}
+	if n := d.flushes.Load(); n != 90 {
+		t.Errorf("%d flushes reached the device, want 90", n)
+	}
+}
+
+func concurrentModel(t *testing.T, as func(*memDevice) Device) {
 	const workers, region, steps = 8, 256 << 10, 150
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	var n atomic.Uint64
 	d := newMemDevice(workers * region)
 	d.onTry = func(int64, int) bool { return n.Add(1)%3 != 0 }
-	s := startServer(t, Options{Exports: oneExport(d), InFlightBytes: 1 << 20, SlowReads: 2}, ListenOptions{})
+	s := startServer(t, Options{Exports: oneExport(as(d)), InFlightBytes: 1 << 20, SlowReads: 2}, ListenOptions{})
 	clients := []*nbdclient.Client{
 		s.client(nbdclient.Options{}), s.client(nbdclient.Options{}), s.client(nbdclient.Options{SimpleReplies: true}),
 	}

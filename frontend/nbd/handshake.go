@@ -187,6 +187,7 @@ func (c *conn) open(name string) error {
 	fast, ok := dev.(FastZeroer)
 	c.dev, c.release, c.export = dev, release, name
 	c.fastZero = ok && fast.FastZero()
+	c.prompter, _ = dev.(Prompter)
 	return nil
 }
 

@@ -93,15 +93,49 @@ func (l *lane) put(b *batch) {
 	}
 }
 
+// inline applies b at once in the reader's goroutine, if the lane has nothing else to do and the
+// device promises not to wait; the reader alone puts batches, so none can come meanwhile.
+func (l *lane) inline(b *batch) bool {
+	if l.c.prompter == nil || b.stable && l.c.in.buffered() > 0 {
+		return false
+	}
+	l.mu.Lock()
+	if l.running {
+		l.mu.Unlock()
+		return false
+	}
+	l.running, l.current = true, b
+	l.mu.Unlock()
+	prompt := l.c.prompter.Prompt(b.ops)
+	if prompt {
+		l.apply(b)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.running = false
+	if prompt {
+		l.finishLocked()
+	} else {
+		l.current = nil
+	}
+	return prompt
+}
+
+// finishLocked ends the batch that was applied.
+func (l *lane) finishLocked() {
+	b := l.current
+	if b.done != nil {
+		close(b.done)
+	}
+	l.current = nil
+	b.recycle()
+}
+
 func (l *lane) run() {
 	for {
 		l.mu.Lock()
-		if b := l.current; b != nil {
-			if b.done != nil {
-				close(b.done)
-			}
-			l.current = nil
-			b.recycle()
+		if l.current != nil {
+			l.finishLocked()
 		}
 		if len(l.queue) == 0 {
 			l.running = false
@@ -189,6 +223,24 @@ func (f *flusher) put(q request) {
 		f.running = true
 		f.c.wg.Go(f.run)
 	}
+}
+
+// inline answers q in the reader's goroutine if nothing else of the connection is under way: the
+// client waits for this reply alone.
+func (f *flusher) inline(q request) bool {
+	if f.c.prompter == nil || f.c.in.buffered() > 0 {
+		return false
+	}
+	f.mu.Lock()
+	if f.running {
+		f.mu.Unlock()
+		return false
+	}
+	f.running = true
+	f.waiting = append(f.waiting, q)
+	f.mu.Unlock()
+	f.run()
+	return true
 }
 
 func (f *flusher) run() {

@@ -86,6 +86,9 @@ func (c *conn) start(q request) error {
 	switch q.cmd {
 	case proto.CmdFlush:
 		c.settleWrites()
+		if c.lanesIdle() && c.flush.inline(q) {
+			return nil
+		}
 		c.flush.put(q)
 		return nil
 	case proto.CmdRead:
