@@ -72,12 +72,12 @@ type Class uint8
 const (
 	Transient    Class = iota + 1 // try again: time-outs, resets, 5xx; the outcome of a Put is unknown
 	Throttled                     // try again more slowly
-	NotFound                      // no such object (or bucket: then the message says so)
+	NotFound                      // no such object, in a store that is there
 	Precondition                  // the condition of a Put does not hold
 	Auth                          // credentials missing, wrong or not sufficient
 	Full                          // no space or quota left
 	Short                         // the object ends before the range read
-	Permanent                     // nothing helps: bad key, bad request, object too large
+	Permanent                     // asking again will not help: bad key, object too large, no such bucket or directory
 )
 
 // String is the class's name in messages and metrics.

@@ -79,7 +79,7 @@ func (p *Pool) publish(ctx context.Context) {
 func (p *Pool) stopPublishing(err error) {
 	err = fmt.Errorf("pool %s: publish: %w", p.o.Name, err)
 	p.o.Log.Error("publishing stopped", "pool", p.o.Name, "err", err)
-	if errors.Is(err, root.ErrFenced) || errors.Is(err, root.ErrHeld) || errors.Is(err, ErrForeignTier) {
+	if errors.Is(err, root.ErrFenced) || errors.Is(err, root.ErrHeld) || errors.Is(err, root.ErrNewer) || errors.Is(err, ErrForeignTier) {
 		p.gateFn.CompareAndSwap(nil, &gate{fmt.Errorf("%w: %w", vdisk.ErrFenced, err)})
 	}
 	p.broken.Store(&gate{err})
@@ -115,7 +115,7 @@ func (p *Pool) makeCut(ctx context.Context) error {
 	if err := p.commitCut(ctx, rec, last.sealed.Info); err != nil {
 		return err
 	}
-	if err := p.log.AppendMeta(metaPublication, encodePublication(rec, stored)); err != nil {
+	if err := p.log.AppendMeta(metaPublication, encodePublication(rec, rec.AllSegments(last.sealed.Info), indexes(stored))); err != nil {
 		return err
 	}
 	for _, s := range stored {

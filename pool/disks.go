@@ -44,7 +44,7 @@ func (p *Pool) CreateDisk(ctx context.Context, name string, size int64) (*vdisk.
 	id := p.nextDisk
 	p.mu.Unlock()
 	if taken {
-		return nil, fmt.Errorf("create disk %s: %w", name, ErrExists)
+		return nil, fmt.Errorf("create disk %s: %w; choose another name", name, ErrExists)
 	}
 	meta := segment.DiskMeta{Name: name, SizeBytes: uint64(size)}
 	payload, err := json.Marshal(op{Meta: &meta})

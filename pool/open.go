@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -48,6 +49,9 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 	if err := errors.Join(o.FS.MkdirAll(o.TierDir), o.FS.SyncDir(path.Dir(o.TierDir))); err != nil {
 		return nil, fmt.Errorf("tier: %w", err)
 	}
+	if err := writeback.FinishAside(o.FS, o.TierDir, isQuarantine); err != nil {
+		return nil, err
+	}
 	id, err := writeback.ReadIdentity(o.FS, o.TierDir)
 	haveLog := err == nil
 	if err != nil && !errors.Is(err, writeback.ErrNoLog) {
@@ -59,7 +63,12 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 	}
 	p.pub.disks = map[block.DiskID]segment.DiskMeta{}
 	p.pub.kick = make(chan chan<- error)
-	if p.reg, err = root.Open(root.Options{Targets: rootTargets(o.Targets), Log: o.Log}); err != nil {
+	ro := root.Options{Targets: rootTargets(o.Targets), Log: o.Log}
+	if haveLog {
+		p.uuid = uuid.UUID(id.Pool)
+		ro.Pool = p.uuid.String()
+	}
+	if p.reg, err = root.Open(ro); err != nil {
 		return nil, err
 	}
 	p.reader = segment.NewReader(segment.ReaderOptions{Targets: p.segmentStore, IndexCacheBytes: o.IndexBytes, Log: o.Log})
@@ -69,7 +78,7 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 		return nil, err
 	}
 	if haveLog && view != nil && view.Val.Owner != id.Log.String() {
-		if err := p.setAside(id, view); err != nil {
+		if err := p.setAside(id, view.Val, view.Accepted.Epoch); err != nil {
 			return nil, err
 		}
 		haveLog = false
@@ -88,8 +97,9 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 	return p, nil
 }
 
-// readRoot reads the root. With a log on the tier it gives up after RootTimeout and returns nil: the
-// log alone is enough to serve. Without one it creates the pool where that is allowed.
+// readRoot reads the root. With a log on the tier it gives up after RootTimeout and returns nil if the
+// targets may be away: the log alone is enough to serve. Targets that answer without a root of this pool
+// are another matter: they were emptied or swapped. Without a log it creates the pool where that is allowed.
 func (p *Pool) readRoot(ctx context.Context, haveLog bool) (*root.Copy, error) {
 	timeout := p.o.RootTimeout
 	if !haveLog {
@@ -98,24 +108,63 @@ func (p *Pool) readRoot(ctx context.Context, haveLog bool) (*root.Copy, error) {
 	rctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	view, err := p.reg.Read(rctx)
-	switch {
-	case err == nil && (view.Quorum || !haveLog):
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	if newer := newerRoot(view); newer != nil {
+		return nil, newer
+	}
+	if err == nil && view.Quorum {
 		return view.Best, p.mapTargets(view)
-	case errors.Is(err, root.ErrNotCreated) && haveLog:
-		return nil, fmt.Errorf("%w, but the tier %s holds this pool's log: were the targets emptied or swapped? restore them, or move the tier away to start anew", err, p.o.TierDir)
-	case errors.Is(err, root.ErrNotCreated) && p.o.CreateEmpty:
+	}
+	count := map[root.State]int{}
+	for _, t := range view.Targets {
+		count[t.State]++
+	}
+	n := len(view.Targets)
+	switch {
+	case !haveLog && count[root.Missing] == n && p.o.CreateEmpty:
 		if err := Create(ctx, p.o); err != nil {
 			return nil, err
 		}
 		p.o.CreateEmpty = false
 		return p.readRoot(ctx, false)
-	case errors.Is(err, root.ErrNotCreated):
+	case !haveLog && count[root.Missing] == n:
 		return nil, fmt.Errorf("%w; make one with \"gateway pool create\": %w", ErrNoPool, err)
-	case haveLog && ctx.Err() == nil && (err == nil || errors.Is(err, root.ErrNoQuorum)):
+	case haveLog && count[root.Foreign] > n/2:
+		return nil, fmt.Errorf("%w: the tier %s belongs to pool %s and the targets to another; use another tier directory: %w", ErrForeignTier, p.o.TierDir, p.uuid, err)
+	case haveLog && count[root.OK]+count[root.Unreachable] > n/2:
 		p.o.Log.Warn("root not read, serving from the log", "pool", p.o.Name, "err", err)
 		return nil, nil
+	case err == nil: // some copies are good, too few to trust
+		err = view.Err()
 	}
-	return nil, err
+	return nil, fmt.Errorf("%w%s", err, p.rootAdvice(count, haveLog))
+}
+
+// rootAdvice is the next step for someone whose targets do not give a root.
+func (p *Pool) rootAdvice(count map[root.State]int, haveLog bool) string {
+	var s string
+	if count[root.Missing]+count[root.Foreign] > 0 {
+		s += "; were targets emptied or swapped? restore them"
+		if haveLog {
+			s += fmt.Sprintf(", or move the tier %s away to start anew", p.o.TierDir)
+		}
+	}
+	if count[root.Unreachable] > 0 {
+		s += "; check the endpoint and the credentials of those that do not answer"
+	}
+	return s
+}
+
+// newerRoot is the error of a target whose copy was written by a newer release; nil if there is none.
+func newerRoot(v root.View) error {
+	for _, t := range v.Targets {
+		if t.State == root.Newer {
+			return fmt.Errorf("target %s: %w", t.Name, t.Err)
+		}
+	}
+	return nil
 }
 
 // mapTargets learns which configured target is which member of the pool.
@@ -231,6 +280,12 @@ func (p *Pool) logOptions() writeback.Options {
 // openFresh opens the pool from the targets alone, into an empty tier. The identity of the new log is
 // stable before the claim, so that a crash between the two leaves a log that the root may name.
 func (p *Pool) openFresh(ctx context.Context, view *root.Copy) error {
+	var consent *root.Consent
+	if p.o.Takeover {
+		consent = &root.Consent{Epoch: view.Accepted.Epoch, Owner: view.Val.Owner}
+	} else if v := view.Val; v.State == root.Held { // refused before anything is written
+		return withTakeover(&root.HeldError{Epoch: view.Accepted.Epoch, Owner: v.Owner, OwnerName: v.OwnerName, Cut: v.Cut, Horizon: v.Horizon})
+	}
 	if err := p.openSpace(); err != nil {
 		return err
 	}
@@ -242,19 +297,11 @@ func (p *Pool) openFresh(ctx context.Context, view *root.Copy) error {
 	if err := errors.Join(log.Close(), p.closeTier()); err != nil {
 		return err
 	}
-	var consent *root.Consent
-	if p.o.Takeover {
-		consent = &root.Consent{Epoch: view.Accepted.Epoch, Owner: view.Val.Owner}
-	}
 	if _, err := p.openTier(); err != nil {
 		return err
 	}
-	if err := p.claim(ctx, consent); err != nil {
-		if held := new(root.HeldError); errors.As(err, &held) { // nothing was promised: an empty tier is left empty
-			err = fmt.Errorf("%w; stop it there, or take the pool over as of cut %d with --takeover, which gives up what that owner acknowledged since", err, held.Cut)
-			err = errors.Join(err, p.closeTier(), writeback.Discard(p.o.FS, p.o.TierDir))
-		}
-		return err
+	if err := p.claim(ctx, root.ClaimOptions{Consent: consent}); err != nil {
+		return withTakeover(err)
 	}
 	if err := p.loadRoot(ctx, p.value()); err != nil {
 		return err
@@ -262,28 +309,31 @@ func (p *Pool) openFresh(ctx context.Context, view *root.Copy) error {
 	if err := p.log.DropThrough(p.pub.horizon); err != nil {
 		return err
 	}
-	f, err := p.localCheckpoint(ctx)
-	if err != nil {
-		return err
+	return p.settle(ctx)
+}
+
+// withTakeover adds the next step to a refusal.
+func withTakeover(err error) error {
+	if held := new(root.HeldError); errors.As(err, &held) {
+		return fmt.Errorf("%w; stop it there, or take the pool over as of cut %d with --takeover, which gives up what that owner acknowledged since", err, held.Cut)
 	}
-	return p.log.Publish(f)
+	return err
 }
 
 // claim makes us the owner of the pool. The new epoch is on record in the tier before any target
 // hears of it: a tier that does not know the root's epoch is an older copy of itself.
-func (p *Pool) claim(ctx context.Context, consent *root.Consent) error {
-	v, err := p.reg.Claim(ctx, root.ClaimOptions{
-		Owner: p.logID.String(), OwnerName: p.o.Host, Consent: consent, Above: p.epoch.Load(),
-		Epoch: func(b root.Ballot) error {
-			p.raiseEpoch(b.Epoch)
-			return p.log.AppendMeta(metaEpoch, encodeEpoch(b.Epoch))
-		},
-	})
+func (p *Pool) claim(ctx context.Context, o root.ClaimOptions) error {
+	o.Owner, o.OwnerName, o.Above = p.logID.String(), p.o.Host, p.epoch.Load()
+	o.Epoch = func(b root.Ballot) error {
+		p.raiseEpoch(b.Epoch)
+		return p.log.AppendMeta(metaEpoch, encodeEpoch(b.Epoch))
+	}
+	v, err := p.reg.Claim(ctx, o)
 	if err != nil {
 		return err
 	}
 	p.mu.Lock()
-	p.val, p.claimed = v, true
+	p.val = v
 	p.mu.Unlock()
 	p.pub.nextSeg = max(p.pub.nextSeg, block.SegmentID(v.SegLimit))
 	p.o.Log.Info("pool claimed", "pool", p.o.Name, "epoch", p.epoch.Load(), "cut", v.Cut)
@@ -303,7 +353,7 @@ func (p *Pool) ensureClaimed(ctx context.Context) error {
 		if err == nil {
 			return nil
 		}
-		if ctx.Err() != nil || !errors.Is(err, root.ErrNoQuorum) {
+		if ctx.Err() != nil || final(err) {
 			return err
 		}
 		p.o.Log.Warn("pool not claimed, trying again", "pool", p.o.Name, "err", err)
@@ -319,17 +369,23 @@ func (p *Pool) reclaim(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if !view.Quorum {
-		return fmt.Errorf("%w: too few targets answer", root.ErrNoQuorum)
+	if err := errors.Join(newerRoot(view), view.Err()); err != nil {
+		return err
 	}
 	if err := p.checkAge(view.Best); err != nil {
 		return err
 	}
-	if err := p.claim(ctx, nil); err != nil {
+	if err := p.claim(ctx, root.ClaimOptions{Own: true}); err != nil {
 		return err
 	}
 	p.setMembers(p.value().Cfg.Members, view.Targets)
-	return p.catchUp(ctx, p.value())
+	if err := p.catchUp(ctx, p.value()); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	p.claimed = true
+	p.mu.Unlock()
+	return nil
 }
 
 // checkAge refuses a tier that does not know of an epoch which its own log has claimed.
@@ -341,29 +397,36 @@ func (p *Pool) checkAge(c *root.Copy) error {
 	return nil
 }
 
-// setAside moves a log that is not the owner's out of the way, if that loses nothing or was asked for.
-func (p *Pool) setAside(id writeback.Identity, view *root.Copy) error {
-	if p.uuid != uuid.UUID(id.Pool) {
-		return fmt.Errorf("%w: the tier %s belongs to pool %s, the targets to pool %s; use another tier directory",
-			ErrForeignTier, p.o.TierDir, id.Pool, p.uuid)
-	}
-	_, err := p.openTier()
+// quarantine begins the name of the folder that holds a log which lost its pool.
+const quarantine = "quarantine-"
+
+func isQuarantine(name string) bool { return strings.HasPrefix(name, quarantine) }
+
+// setAside moves a log that is not the owner's out of the way: if it holds nothing unpublished and the
+// pool is released, or if that was asked for.
+func (p *Pool) setAside(id writeback.Identity, v root.Value, epoch uint64) error {
+	rec, err := p.openTier()
 	if err == nil {
-		err = p.log.DropThrough(0)
+		_, err = p.replay(rec)
+	}
+	if err == nil {
+		err = p.log.DropThrough(p.pub.horizon)
 	}
 	if err != nil {
 		return errors.Join(err, p.closeTier())
 	}
-	dirty := p.log.Unpublished().Bytes
+	dirty := p.log.Unpublished()
 	if err := p.closeTier(); err != nil {
 		return err
 	}
-	v := view.Val
-	if dirty > 0 && !p.o.Takeover {
-		return fmt.Errorf("%w: log %s with %d unpublished bytes; the pool is at epoch %d, owner %s (%s), cut %d; keep the tier %s, or set its writes aside with --takeover",
-			ErrForeignTier, id.Log, dirty, view.Accepted.Epoch, v.Owner, v.OwnerName, v.Cut, p.o.TierDir)
+	p.forget()
+	p.epoch.Store(0)
+	p.val = v
+	if !p.o.Takeover && (v.State != root.Released || !dirty.Oldest.IsZero()) {
+		return fmt.Errorf("%w: the tier %s holds log %s with %d unpublished bytes; the pool is %s, at epoch %d and cut %d, by log %s on %s; keep this tier if those bytes matter, or set it aside and take the pool over with --takeover",
+			ErrForeignTier, p.o.TierDir, id.Log, dirty.Bytes, v.State, epoch, v.Cut, v.Owner, v.OwnerName)
 	}
-	to := path.Join(p.o.TierDir, "quarantine-"+id.Log.String())
-	p.o.Log.Warn("log of an earlier owner set aside", "pool", p.o.Name, "log", id.Log, "unpublished_bytes", dirty, "in", to)
+	to := path.Join(p.o.TierDir, quarantine+id.Log.String())
+	p.o.Log.Warn("log of an earlier owner set aside", "pool", p.o.Name, "log", id.Log, "unpublished_bytes", dirty.Bytes, "in", to)
 	return writeback.SetAside(p.o.FS, p.o.TierDir, to)
 }

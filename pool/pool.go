@@ -213,7 +213,11 @@ func Create(ctx context.Context, o Options) error {
 	for _, t := range o.Targets {
 		objs, _, err := t.Store.List(ctx, "", "", 1)
 		if err != nil {
-			return fmt.Errorf("create pool %s: target %s: %w", o.Name, t.Name, err)
+			err = fmt.Errorf("create pool %s: target %s: %w", o.Name, t.Name, err)
+			if backend.ClassOf(err) == backend.Transient {
+				err = fmt.Errorf("%w; check the endpoint", err)
+			}
+			return err
 		}
 		if len(objs) > 0 {
 			return fmt.Errorf("create pool %s: target %s (%s) holds %q: %w; give the pool an empty place or its own prefix", o.Name, t.Name, t.Store, objs[0].Key, ErrNotEmpty)

@@ -2,7 +2,9 @@ package pool
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -14,8 +16,10 @@ import (
 )
 
 // openLocal opens the pool from the tier: local checkpoint, metadata log, tail of the data log. The
-// root, where it could be read, may be one cut ahead; a tier without a local state (we crashed
-// between the first claim and the first local checkpoint) takes it from the root, which it then needs.
+// root may be one cut ahead; the publisher applies that once it has claimed the pool, and until then the
+// log has those writes. A tier without a local state (we crashed between the first claim and the first
+// local checkpoint), or one whose log ends below the published horizon, takes its maps from the root,
+// which it then needs.
 func (p *Pool) openLocal(ctx context.Context, id writeback.Identity, view *root.Copy) error {
 	p.logID = id.Log
 	if view != nil && p.uuid != uuid.UUID(id.Pool) {
@@ -26,37 +30,39 @@ func (p *Pool) openLocal(ctx context.Context, id writeback.Identity, view *root.
 	if err != nil {
 		return err
 	}
-	haveState := len(rec.State) > 0
-	if haveState {
-		if err := p.loadState(rec.State); err != nil {
-			return fmt.Errorf("local checkpoint: %w", err)
-		}
+	haveState, err := p.replay(rec)
+	if err != nil {
+		return err
 	}
-	if err := p.replayMeta(rec.Meta); err != nil {
-		return fmt.Errorf("metadata log: %w", err)
-	}
-	if view == nil {
-		if !haveState {
-			return fmt.Errorf("%w: the tier %s has no map yet, and the targets do not answer", root.ErrNoQuorum, p.o.TierDir)
-		}
-		p.setMembers(p.val.Cfg.Members, nil)
-	} else {
+	reload := !haveState
+	if view != nil {
 		if err := p.checkAge(view); err != nil {
 			return err
 		}
-		if !haveState || uint64(rec.End) < view.Val.Horizon {
-			p.forget()
-			err = p.loadRoot(ctx, view.Val)
-		} else {
-			p.val = view.Val
-			err = p.catchUp(ctx, view.Val)
+		reload = reload || uint64(rec.End) < view.Val.Horizon
+	} else {
+		if reload {
+			return fmt.Errorf("%w: the tier %s has no map yet, and the targets do not answer", root.ErrNoQuorum, p.o.TierDir)
 		}
-		if err != nil {
+		p.setMembers(p.val.Cfg.Members, nil)
+	}
+	if reload {
+		// What the root says is ours to build on only once it is committed under our own claim.
+		p.forget()
+		if err := p.claim(ctx, root.ClaimOptions{Own: true}); err != nil {
+			return err
+		}
+		if err := p.loadRoot(ctx, p.value()); err != nil {
 			return err
 		}
 	}
 	if err := p.log.DropThrough(p.pub.horizon); err != nil {
 		return err
+	}
+	if reload {
+		if err := p.settle(ctx); err != nil {
+			return err
+		}
 	}
 	for _, o := range rec.Ops {
 		if o.Seq <= p.pub.horizon {
@@ -79,12 +85,27 @@ func (p *Pool) forget() {
 	clear(p.trees)
 	clear(p.segments)
 	clear(p.pub.disks)
-	p.pub.cut, p.pub.cutCRC, p.pub.horizon = 0, 0, 0
+	p.nextDisk = 1
+	p.pub.cut, p.pub.cutCRC, p.pub.horizon, p.pub.nextSeg = 0, 0, 0, block.SegmentID(p.val.SegLimit)
 	p.pub.ckpt = checkpointer{}
 }
 
-// replayMeta applies the metadata log's records above the local checkpoint.
-func (p *Pool) replayMeta(recs []writeback.MetaRecord) error {
+// replay brings the maps to what the tier knows: the local checkpoint's state and the metadata log's
+// records above it. It reports false if there is no state; then only the epoch is known.
+func (p *Pool) replay(rec *writeback.Recovered) (haveState bool, err error) {
+	haveState = len(rec.State) > 0
+	if haveState {
+		if err := p.loadState(rec.State); err != nil {
+			return false, fmt.Errorf("local checkpoint: %w", err)
+		}
+	}
+	if err := p.replayMeta(rec.Meta, haveState); err != nil {
+		return false, fmt.Errorf("metadata log: %w", err)
+	}
+	return haveState, nil
+}
+
+func (p *Pool) replayMeta(recs []writeback.MetaRecord, haveState bool) error {
 	for _, r := range recs {
 		switch r.Kind {
 		case metaEpoch:
@@ -98,8 +119,11 @@ func (p *Pool) replayMeta(recs []writeback.MetaRecord) error {
 			if err != nil {
 				return err
 			}
-			if rec.Cut <= p.pub.cut {
+			if rec.Cut <= p.pub.cut || !haveState {
 				continue
+			}
+			if rec.PrevCut != p.pub.cut {
+				return fmt.Errorf("record of cut %d follows cut %d, not %d: %w", rec.Cut, rec.PrevCut, p.pub.cut, writeback.ErrDamaged)
 			}
 			last := infos[len(infos)-1]
 			p.applyCut(rec, last, idx)
@@ -111,12 +135,49 @@ func (p *Pool) replayMeta(recs []writeback.MetaRecord) error {
 	return nil
 }
 
-// loadRoot reads all maps from the targets: the checkpoint that the root names, then the cuts since.
+// loadRoot reads all maps from the targets: the checkpoint that the root names, then the cuts since. A
+// target that does not answer is asked again for a while.
 func (p *Pool) loadRoot(ctx context.Context, v root.Value) error {
-	if err := p.loadCheckpoint(ctx, v); err != nil {
+	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
+	defer cancel()
+	for wait := backoff(0); ; wait = wait.next() {
+		err := p.loadCheckpoint(ctx, v)
+		if err == nil {
+			err = p.catchUp(ctx, v)
+		}
+		if err == nil || final(err) || wait.sleep(ctx) != nil {
+			return err
+		}
+		p.forget()
+	}
+}
+
+// loadTimeout bounds how long opening a pool from its targets alone waits for them.
+const loadTimeout = 2 * time.Minute
+
+// final tells errors that asking again will not mend.
+func final(err error) bool {
+	for _, e := range []error{
+		root.ErrFenced, root.ErrHeld, root.ErrNewer, ErrForeignTier, segment.ErrDamaged, segment.ErrNewer,
+		writeback.ErrDamaged, writeback.ErrNewer, writeback.ErrFailed, writeback.ErrClosed,
+	} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// settle writes a local checkpoint of maps that were read from the targets.
+func (p *Pool) settle(ctx context.Context) error {
+	f, err := p.localCheckpoint(ctx)
+	if err != nil {
 		return err
 	}
-	return p.catchUp(ctx, v)
+	p.mu.Lock()
+	p.claimed = true
+	p.mu.Unlock()
+	return p.log.Publish(f)
 }
 
 // catchUp applies the cuts that the root names and the maps do not have yet.
@@ -160,7 +221,12 @@ func (p *Pool) loadCut(ctx context.Context, ref root.CutRef) error {
 		}
 		idx = append(idx, x)
 	}
-	p.applyCut(rec, last, append(idx, x))
+	idx = append(idx, x)
+	// The maps on the tier must not miss a cut that later ones build on.
+	if err := p.log.AppendMeta(metaPublication, encodePublication(rec, rec.AllSegments(last), idx)); err != nil {
+		return err
+	}
+	p.applyCut(rec, last, idx)
 	return nil
 }
 

@@ -33,12 +33,12 @@ func decodeEpoch(b []byte) (uint64, error) {
 //	u32 number of segments, then for each, the last one last:
 //	u32 length | segment info
 //	u32 length | segment index  as in the segment's shards
-func encodePublication(rec *segment.CutRecord, stored []*storedSegment) []byte {
+func encodePublication(rec *segment.CutRecord, infos []segment.Info, idx []*segment.Index) []byte {
 	b := appendBytes(nil, rec.Append(nil))
-	b = binary.LittleEndian.AppendUint32(b, uint32(len(stored)))
-	for _, s := range stored {
-		b = appendBytes(b, s.sealed.Info.Append(nil))
-		b = appendBytes(b, s.sealed.Index.Append(nil))
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(infos)))
+	for i := range infos {
+		b = appendBytes(b, infos[i].Append(nil))
+		b = appendBytes(b, idx[i].Append(nil))
 	}
 	return b
 }

@@ -22,29 +22,70 @@ func ReadIdentity(fsys vfs.FS, dir string) (Identity, error) {
 	return Identity{Log: id.log, Pool: id.pool}, err
 }
 
-// SetAside moves every file of a log and of its tier from dir to the new folder to, the identity
-// first: from then on dir holds no log. Neither the log nor its space may be open.
+// SetAside moves every file of a log and of its tier from dir to the new folder to below it: from then on
+// dir holds no log. Neither the log nor its space may be open. If a crash cuts it short, FinishAside
+// completes it; the identity goes first, so that what is left is never taken for a log.
 func SetAside(fsys vfs.FS, dir, to string) error {
-	if err := fsys.MkdirAll(to); err != nil {
+	if err := errors.Join(fsys.MkdirAll(to), fsys.SyncDir(dir)); err != nil {
 		return fmt.Errorf("set log aside: %w", err)
 	}
-	return eachFile(fsys, dir, func(name string) error {
-		return fsys.Rename(path.Join(dir, name), path.Join(to, name))
-	}, to)
+	if err := fsys.Rename(path.Join(dir, identityName), path.Join(to, identityName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("set log aside: %w", err)
+	}
+	if err := errors.Join(fsys.SyncDir(to), fsys.SyncDir(dir)); err != nil {
+		return fmt.Errorf("set log aside: %w", err)
+	}
+	names, err := logFiles(fsys, dir)
+	for _, name := range names {
+		err = errors.Join(err, fsys.Rename(path.Join(dir, name), path.Join(to, name)))
+	}
+	if err == nil {
+		err = errors.Join(fsys.SyncDir(to), fsys.SyncDir(dir))
+	}
+	var done vfs.File
+	if err == nil {
+		done, err = fsys.Create(path.Join(to, asideDone))
+	}
+	if err == nil {
+		err = errors.Join(done.Close(), fsys.SyncDir(to))
+	}
+	if err != nil {
+		return fmt.Errorf("set log aside: %w", err)
+	}
+	return nil
 }
 
-// Discard removes a log that never acknowledged anything, the identity first. It may not be open.
-func Discard(fsys vfs.FS, dir string) error {
-	return eachFile(fsys, dir, func(name string) error { return fsys.Remove(path.Join(dir, name)) })
-}
+// asideDone is an empty file that says that all of a log is in the folder.
+const asideDone = "complete"
 
-// eachFile calls f for the files of the log in dir, and makes the names stable in dir and in others.
-func eachFile(fsys vfs.FS, dir string, f func(name string) error, others ...string) error {
-	names := []string{identityName}
+// FinishAside completes a SetAside in dir that a crash cut short. folder tells which of the folders in
+// dir SetAside was given.
+func FinishAside(fsys vfs.FS, dir string, folder func(name string) bool) error {
 	entries, err := fsys.ReadDir(dir)
 	if err != nil {
-		return fmt.Errorf("clear log: %w", err)
+		return fmt.Errorf("set log aside: %w", err)
 	}
+	for _, e := range entries {
+		to := path.Join(dir, e.Name())
+		if !e.IsDir() || !folder(e.Name()) {
+			continue
+		}
+		f, err := fsys.Open(path.Join(to, asideDone))
+		if err == nil {
+			err = f.Close()
+		} else if errors.Is(err, fs.ErrNotExist) {
+			err = SetAside(fsys, dir, to)
+		}
+		if err != nil {
+			return fmt.Errorf("set log aside: %w", err)
+		}
+	}
+	return nil
+}
+
+// logFiles lists the files of a log and of its tier in dir, but for the identity.
+func logFiles(fsys vfs.FS, dir string) (names []string, err error) {
+	entries, err := fsys.ReadDir(dir)
 	for _, e := range entries {
 		for _, prefix := range []string{"meta-", "ckpt-", "slot-"} {
 			if strings.HasPrefix(e.Name(), prefix) {
@@ -52,15 +93,5 @@ func eachFile(fsys vfs.FS, dir string, f func(name string) error, others ...stri
 			}
 		}
 	}
-	for _, name := range names {
-		if err := f(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("clear log: %w", err)
-		}
-	}
-	for _, d := range append(others, dir) {
-		if err := fsys.SyncDir(d); err != nil {
-			return fmt.Errorf("clear log: %w", err)
-		}
-	}
-	return nil
+	return names, err
 }

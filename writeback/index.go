@@ -348,23 +348,34 @@ func (f *Frozen) Oldest() time.Time { return f.gen.dirty().Oldest }
 
 // Dirty is what the cloud does not hold yet.
 type Dirty struct {
-	Bytes  int64     // net data, counted once per generation that holds it
+	// Bytes is the net data, counted once per generation that holds it, and a block for each unmapped
+	// range and each operation: it is 0 only if everything is published.
+	Bytes  int64
 	Oldest time.Time // of the first record, zero if there is none
 }
 
-// add merges what a generation holds into d.
-func (d *Dirty) add(blocks int, oldest int64) {
-	d.Bytes += int64(blocks) * block.Size
-	if t := time.Unix(0, oldest); oldest != 0 && (d.Oldest.IsZero() || t.Before(d.Oldest)) {
-		d.Oldest = t
+// merge adds o to d.
+func (d *Dirty) merge(o Dirty) {
+	d.Bytes += o.Bytes
+	if !o.Oldest.IsZero() && (d.Oldest.IsZero() || o.Oldest.Before(d.Oldest)) {
+		d.Oldest = o.Oldest
 	}
+}
+
+// add adds blocks whose oldest record is of that time, in ns since 1970, if it is not 0.
+func (d *Dirty) add(blocks int, oldest int64) {
+	o := Dirty{Bytes: int64(blocks) * block.Size}
+	if oldest != 0 {
+		o.Oldest = time.Unix(0, oldest)
+	}
+	d.merge(o)
 }
 
 func (g *generation) dirty() (sum Dirty) {
 	for _, d := range g.disks {
-		sum.add(len(d.blocks), 0)
+		sum.add(len(d.blocks)+d.holes.Len(), 0)
 	}
-	sum.add(0, g.oldest)
+	sum.add(len(g.ops), g.oldest)
 	return sum
 }
 
@@ -373,10 +384,7 @@ func (l *Log) Unpublished() (sum Dirty) {
 	l.idx.RLock()
 	defer l.idx.RUnlock()
 	for _, g := range l.gens {
-		for _, d := range g.disks {
-			sum.add(len(d.blocks), 0)
-		}
-		sum.add(0, g.oldest)
+		sum.merge(g.dirty())
 	}
 	return sum
 }
@@ -387,7 +395,12 @@ func (l *Log) UnpublishedOf(disk block.DiskID) (sum Dirty) {
 	defer l.idx.RUnlock()
 	for _, g := range l.gens {
 		if d := g.disks[disk]; d != nil {
-			sum.add(len(d.blocks), d.oldest)
+			sum.add(len(d.blocks)+d.holes.Len(), d.oldest)
+		}
+		for _, o := range g.ops {
+			if o.Disk == disk {
+				sum.add(1, g.oldest)
+			}
 		}
 	}
 	return sum

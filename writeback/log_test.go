@@ -124,8 +124,8 @@ func TestLookupSeesTheNewestOfAllGenerations(t *testing.T) {
 	r.expect(0, 0, 0, 0, 0, 0)
 	r.append(data(3, 40))
 	r.expect(2, 0, 40, 0)
-	if got := r.log.Unpublished(); got.Bytes != 5*block.Size || got.Oldest.IsZero() {
-		t.Errorf("unpublished %+v", got)
+	if got := r.log.Unpublished(); got.Bytes != 6*block.Size || got.Oldest.IsZero() {
+		t.Errorf("unpublished %+v, want five blocks and a hole", got)
 	}
 	if got := r.log.UnpublishedOf(2); got.Bytes != 0 || !got.Oldest.IsZero() {
 		t.Errorf("unpublished of an untouched disk %+v", got)

@@ -315,7 +315,7 @@ func (s *Store) fail(op, key string, err error) error {
 	if e.Class == backend.NotFound && op != "open" {
 		e.Err = nil // the class says it all
 		if _, err := os.Lstat(s.path(lockName)); errors.Is(err, fs.ErrNotExist) {
-			e.Err = errors.New("the directory is gone, not mounted, or was wiped")
+			e.Class, e.Err = backend.Permanent, errors.New("the directory is gone, not mounted, or was wiped")
 		}
 	}
 	return e

@@ -105,7 +105,7 @@ func TestDirectoryThatIsGoneIsNotEmpty(t *testing.T) {
 		_, errs["stat"] = s.Stat(ctx, "a/k")
 		_, _, errs["list"] = s.List(ctx, "", "", 10)
 		for op, err := range errs {
-			if backend.ClassOf(err) != backend.NotFound || !strings.Contains(fmt.Sprint(err), "gone") {
+			if backend.ClassOf(err) != backend.Permanent || !strings.Contains(fmt.Sprint(err), "gone") {
 				t.Errorf("%s: %s gives %v", what, op, err)
 			}
 		}

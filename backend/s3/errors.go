@@ -32,7 +32,7 @@ func (s *Store) fail(ctx context.Context, op, key string, err error) error {
 	}
 	var api smithy.APIError
 	if errors.As(err, &api) && api.ErrorCode() == "NoSuchBucket" {
-		cause = fmt.Errorf("bucket %q does not exist", s.bucket)
+		cause = fmt.Errorf("bucket %q does not exist; create it", s.bucket)
 	}
 	return &backend.Error{Op: op, Store: s.name, Key: key, Class: class, Err: cause}
 }
@@ -90,8 +90,10 @@ func innermost(err error) error {
 // classOf sorts an answer by its error code, and by its status where servers have no common code.
 func classOf(code string, status int) backend.Class {
 	switch code {
-	case "NoSuchBucket", "NoSuchKey":
+	case "NoSuchKey":
 		return backend.NotFound
+	case "NoSuchBucket": // not an empty store: nothing is known of what it held
+		return backend.Permanent
 	case "PreconditionFailed":
 		return backend.Precondition
 	case "ConditionalRequestConflict", "OperationAborted", // a rival was under way: nothing was decided

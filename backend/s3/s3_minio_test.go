@@ -157,7 +157,7 @@ func testCredentials(t *testing.T, m *miniotest.Server) {
 
 func testNoBucket(t *testing.T, m *miniotest.Server) {
 	for op, err := range everyCall(t, m.Store(t, "nobodys-bucket", "p")) {
-		if backend.ClassOf(err) != backend.NotFound || !strings.Contains(fmt.Sprint(err), `bucket "nobodys-bucket" does not exist`) {
+		if backend.ClassOf(err) != backend.Permanent || !strings.Contains(fmt.Sprint(err), `bucket "nobodys-bucket" does not exist`) {
 			t.Errorf("%s gives %v", op, err)
 		}
 	}

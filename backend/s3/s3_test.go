@@ -55,7 +55,7 @@ func TestAnswersAreClassified(t *testing.T) {
 		want   backend.Class
 	}{
 		{404, "NoSuchKey", backend.NotFound},
-		{404, "NoSuchBucket", backend.NotFound},
+		{404, "NoSuchBucket", backend.Permanent},
 		{404, "", backend.NotFound},
 		{412, "PreconditionFailed", backend.Precondition},
 		{409, "ConditionalRequestConflict", backend.Transient},

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"text/tabwriter"
@@ -104,6 +105,9 @@ func newDiskShowCmd(a *app) *cobra.Command {
 				return err
 			}
 			d, err := c.Disk(cmd.Context(), args[0])
+			if errors.Is(err, pool.ErrNoDisk) {
+				return fmt.Errorf("%w; see \"gateway disk list\"", err)
+			}
 			if err != nil {
 				return err
 			}

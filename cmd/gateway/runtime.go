@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"os"
@@ -111,7 +112,11 @@ func poolOptions(ctx context.Context, cfg *config.Config, name string, log *slog
 // openStore opens one target. Directories are made only for the embedded default.
 func openStore(ctx context.Context, t config.Target, makeDir bool) (backend.Store, error) {
 	if t.Local != nil {
-		return local.Open(t.Local.Dir, local.Options{Create: makeDir})
+		s, err := local.Open(t.Local.Dir, local.Options{Create: makeDir})
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, backend.ErrNotFound) {
+			return nil, fmt.Errorf("%w; mount it or create it", err)
+		}
+		return s, err
 	}
 	cred, err := t.S3.Credentials()
 	if err != nil {
@@ -195,7 +200,7 @@ func (g *gateway) CreateDisk(ctx context.Context, n api.NewDisk) (pool.DiskInfo,
 		return pool.DiskInfo{}, fmt.Errorf("%w: %w", api.ErrBadRequest, err)
 	}
 	if _, _, err := g.find(n.Name); err == nil {
-		return pool.DiskInfo{}, fmt.Errorf("create disk %s: %w", n.Name, pool.ErrExists)
+		return pool.DiskInfo{}, fmt.Errorf("create disk %s: %w; choose another name", n.Name, pool.ErrExists)
 	}
 	if n.Pool == "" {
 		if len(g.pools) > 1 {

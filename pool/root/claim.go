@@ -19,6 +19,7 @@ type ClaimOptions struct {
 	Owner     string   // log uuid, stable on the tier before the claim
 	OwnerName string   // host, for messages
 	Consent   *Consent // nil: only a released pool, or one that Owner holds already
+	Own       bool     // not even a released pool, unless Owner was the last to hold it: else ErrFenced
 	Above     uint64   // the claim's epoch is higher than this: the highest one Owner ever recorded
 
 	// Epoch is told every ballot before anything is written under it, also when a later commit has to
@@ -75,6 +76,9 @@ func (r *Register) Claim(ctx context.Context, o ClaimOptions) (Value, error) {
 
 // admit judges whether the claim may follow w.
 func (o ClaimOptions) admit(w Copy) error {
+	if o.Own && w.Val.Owner != o.Owner {
+		return fmt.Errorf("%w: epoch %d of %s (log %s)", ErrFenced, w.Accepted.Epoch, w.Val.OwnerName, w.Val.Owner)
+	}
 	if w.Val.State == Released || w.Val.Owner == o.Owner {
 		return nil
 	}

@@ -133,9 +133,9 @@ func (e envelope) check() error {
 	case e.Magic != magic || e.Format == 0:
 		return fmt.Errorf("%w: magic %q, format %d", ErrDamaged, e.Magic, e.Format)
 	case e.Format > format:
-		return fmt.Errorf("%w: format %d, this release knows %d", ErrNewer, e.Format, format)
+		return fmt.Errorf("%w: format %d, this release knows %d; upgrade this gateway", ErrNewer, e.Format, format)
 	case e.Incompat != 0:
-		return fmt.Errorf("%w: incompatible features %#x, this release knows none", ErrNewer, e.Incompat)
+		return fmt.Errorf("%w: incompatible features %#x, this release knows none; upgrade this gateway", ErrNewer, e.Incompat)
 	}
 	return nil
 }

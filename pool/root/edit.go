@@ -118,7 +118,7 @@ func (r *Register) get(ctx context.Context, t *target) (Copy, string, error) {
 	}
 	c, err := Decode(body)
 	if err != nil {
-		return Copy{}, "", err
+		return Copy{}, "", fmt.Errorf("root in %v: %w", t.Store, err)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -253,6 +253,14 @@ func (r *Register) poolOf(answers []answer) string {
 	return ""
 }
 
+// Err says what v lacks for a quorum; nil if it has one.
+func (v View) Err() error {
+	if v.Quorum {
+		return nil
+	}
+	return v.quorumError()
+}
+
 // quorumError is what v lacks.
 func (v View) quorumError() *QuorumError {
 	e := &QuorumError{Targets: v.Targets}

@@ -143,7 +143,7 @@ const ValueFormat = 1
 // validate reports every way in which v makes no sense.
 func (v Value) validate() error {
 	if v.Format > ValueFormat {
-		return fmt.Errorf("%w: value format %d, this release knows %d", ErrNewer, v.Format, ValueFormat)
+		return fmt.Errorf("%w: value format %d, this release knows %d; upgrade this gateway", ErrNewer, v.Format, ValueFormat)
 	}
 	var errs []error
 	bad := func(wrong bool, format string, args ...any) {

@@ -1,0 +1,472 @@
+package pool
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"graindisk/backend"
+	"graindisk/block"
+	"graindisk/internal/crashtest"
+	"graindisk/pool/root"
+	"graindisk/vdisk"
+)
+
+const (
+	crashHistories = 60 // of a short run
+	crashCycles    = 10 // lives of the process in one history, those that die in recovery aside
+	crashAtOnce    = 8  // most of their time they wait for back-offs
+)
+
+// TestCrash runs histories of clients at work on small disks, each ended by a process crash, a power cut
+// at a drawn call on the tier or request to a target, a lost host or a clean close, and compares what
+// comes back with what the clients were told. GRAINDISK_SEED runs one history again, GRAINDISK_SOAK
+// (a duration) runs new ones for that long. A seed fixes what is asked and what fails, not the order in which
+// goroutines run.
+func TestCrash(t *testing.T) {
+	var stats crashStats
+	if s := os.Getenv("GRAINDISK_SEED"); s != "" {
+		seed, err := strconv.ParseUint(s, 10, 64)
+		if err != nil {
+			t.Fatal("GRAINDISK_SEED:", err)
+		}
+		runHistory(t, seed, &stats)
+		t.Log(&stats)
+		return
+	}
+	seed := uint64(time.Now().UnixNano())
+	until := time.Time{}
+	if s := os.Getenv("GRAINDISK_SOAK"); s != "" {
+		d, err := time.ParseDuration(s)
+		if err != nil {
+			t.Fatal("GRAINDISK_SOAK:", err)
+		}
+		until = time.Now().Add(d)
+	}
+	t.Logf("seeds from %d", seed)
+	var next atomic.Uint64
+	var wg sync.WaitGroup
+	for range crashAtOnce {
+		wg.Go(func() {
+			for n := next.Add(1); (n <= crashHistories || time.Now().Before(until)) && !t.Failed(); n = next.Add(1) {
+				runHistory(t, seed+n, &stats)
+			}
+		})
+	}
+	wg.Wait()
+	t.Log(&stats)
+	if t.Failed() {
+		return
+	}
+	for _, floor := range []struct {
+		what      string
+		got, want int64
+	}{
+		{"states checked", stats.checks.Load(), crashHistories * crashCycles},
+		{"process crashes", stats.crashes[lostProcess].Load(), crashHistories},
+		{"power cuts", stats.crashes[lostPower].Load(), crashHistories},
+		{"lost hosts", stats.crashes[lostHost].Load(), crashHistories / 2},
+		{"clean closes", stats.crashes[lostNothing].Load(), crashHistories / 2},
+		{"crashes inside recovery", stats.inRecovery.Load(), crashHistories / 2},
+		{"cuts at a request to a target", stats.atStore.Load(), crashHistories},
+		{"recoveries done twice", stats.twice.Load(), crashHistories / 2},
+		{"cuts known to the byte", stats.exact.Load(), crashHistories / 10},
+		{"publications", stats.published.Load(), crashHistories},
+	} {
+		if floor.got < floor.want {
+			t.Errorf("%s: %d, want at least %d: the histories do not reach what they are for", floor.what, floor.got, floor.want)
+		}
+	}
+}
+
+// runHistory runs one history in a new world.
+func runHistory(t *testing.T, seed uint64, stats *crashStats) {
+	w, err := newWorld(seed, stats)
+	if err != nil {
+		t.Errorf("GRAINDISK_SEED=%d: %v", seed, err)
+		return
+	}
+	stats.histories.Add(1)
+	for cycle := range crashCycles {
+		w.note("cycle %d", cycle)
+		if err := w.cycle(); err != nil {
+			w.note("failed: %v", err)
+			w.files(t)
+			for _, line := range w.trace.lines[max(0, len(w.trace.lines)-150):] {
+				t.Log(line)
+			}
+			t.Errorf("GRAINDISK_SEED=%d, cycle %d: %v", seed, cycle, err)
+			break
+		}
+	}
+	w.fs.PowerCut()
+	w.stop()
+}
+
+// cycle is one life: recovery, however often it takes, checks, work, and an end.
+func (w *world) cycle() error {
+	if err := w.recover(); err != nil {
+		return err
+	}
+	dead, err := w.work()
+	if err != nil {
+		return err
+	}
+	if !dead && w.rng.IntN(4) == 0 {
+		return w.closeClean()
+	}
+	w.down(w.drawLoss())
+	return nil
+}
+
+// recover opens the pool until a process lives long enough to be looked at, checks it, and now and then
+// cuts the power at once to see that the next recovery finds the same.
+func (w *world) recover() error {
+	for {
+		if alive, err := w.open(); err != nil {
+			return err
+		} else if !alive {
+			continue
+		}
+		all, err := w.content(w.p)
+		if err != nil {
+			if w.fs.WasCut() {
+				w.stats.inRecovery.Add(1)
+				w.down(w.drawLoss())
+				continue
+			}
+			return fmt.Errorf("read after a %v: %w", w.loss, err)
+		}
+		wasLoss := w.loss
+		if err := w.check(all); err != nil {
+			return err
+		}
+		if w.rng.IntN(4) > 0 {
+			return nil
+		}
+		if err := w.again(all); err != nil {
+			return fmt.Errorf("recovered again after a %v: %w", wasLoss, err)
+		}
+		return nil
+	}
+}
+
+// again ends the process that has just recovered and expects the next ones to show the same.
+func (w *world) again(all [][]byte) error {
+	w.stats.twice.Add(1)
+	for first := true; first || w.p == nil; first = false {
+		w.down([...]loss{lostProcess, lostPower}[w.rng.IntN(2)])
+		if _, err := w.open(); err != nil {
+			return err
+		}
+		if w.p == nil && w.loss == lostHost { // it was lost while opening: the model knows what to expect
+			return w.recover()
+		}
+		if w.p == nil {
+			continue
+		}
+		now, err := w.content(w.p)
+		switch {
+		case err != nil && w.fs.WasCut():
+			w.stop()
+			continue
+		case err != nil:
+			return err
+		case w.loss != lostHost:
+			if err := same(all, now); err != nil {
+				return err
+			}
+		}
+		if err := w.check(now); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// work runs clients until they are through or the process dies; dead tells which.
+func (w *world) work() (dead bool, err error) {
+	ctx := w.life.ctx
+	if err := w.createMissing(ctx); err != nil {
+		return w.died(err)
+	}
+	n := 1 + w.rng.IntN(2)*w.rng.IntN(3)
+	if w.rng.IntN(2) == 0 {
+		w.fs.CutAfter(1 + w.rng.IntN(300))
+	}
+	steps := 10 + w.rng.IntN(80)/n
+	w.note("%d clients, %d steps each", n, steps)
+	errs := make([]error, n)
+	var wg sync.WaitGroup
+	for i := range n {
+		c := &client{w: w, p: w.p, rng: rand.New(rand.NewPCG(w.rng.Uint64(), 2)), alone: n == 1}
+		wg.Go(func() {
+			for range steps {
+				if errs[i] = c.step(ctx); errs[i] != nil {
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for _, err := range errs {
+		if err != nil {
+			return w.died(err)
+		}
+	}
+	return w.fs.WasCut(), nil
+}
+
+// died passes on an error of a process that lives.
+func (w *world) died(err error) (bool, error) {
+	if w.fs.WasCut() {
+		w.note("died: %v", err)
+		return true, nil
+	}
+	return false, err
+}
+
+// closeClean closes the pool. Everything is published then, for this host and any other.
+func (w *world) closeClean() error {
+	mark := w.model.Mark()
+	p := w.p
+	w.p = nil // Close ends it, come what may
+	if err := p.Close(w.life.ctx); err != nil {
+		if w.fs.WasCut() {
+			w.down(w.drawLoss())
+			return nil
+		}
+		return fmt.Errorf("close: %w", err)
+	}
+	w.model.Published(p.pubCut(), mark)
+	for _, d := range w.disks {
+		d.published = true
+	}
+	w.down(lostNothing)
+	w.moveOn()
+	return nil
+}
+
+// TestOldHostComesBack takes a pool over while the old owner's tier still holds acknowledged writes. The
+// old host may never serve over the new owner's disks, let alone publish into them.
+func TestOldHostComesBack(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		released bool // the new owner has closed the pool by then
+		away     bool // the targets answer only once the old host serves from its log
+	}{
+		{"while the new owner serves", false, false},
+		{"after the new owner has closed", true, false},
+		{"without targets at first, while the new owner serves", false, true},
+		{"without targets at first, after the new owner has closed", true, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) { oldHostComesBack(t, tt.released, tt.away) })
+	}
+}
+
+func oldHostComesBack(t *testing.T, released, away bool) {
+	w, err := newWorld(1, &crashStats{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.auto = false
+	d := w.disks[0]
+	start := func(fs *crashtest.FS, takeover bool) (*Pool, *life, error) {
+		w.fs = fs
+		l := w.newLife(true)
+		t.Cleanup(l.cancel)
+		o := w.options(fs, l)
+		o.Takeover = takeover
+		p, err := Open(l.ctx, o)
+		return p, l, err
+	}
+	write := func(p *Pool, l *life, fill byte) {
+		t.Helper()
+		vd, err := p.Disk(d.name)
+		if err == nil {
+			err = vd.Write(l.ctx, []vdisk.Op{{Kind: vdisk.OpWrite, Len: block.Size, Data: bytes.Repeat([]byte{fill}, block.Size)}}, true)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	old := w.fs
+	p, l, err := start(old, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.CreateDisk(l.ctx, d.name, int64(d.blocks)*block.Size); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Publish(l.ctx); err != nil {
+		t.Fatal(err)
+	}
+	write(p, l, 'a') // acknowledged, and only here
+	w.p, w.life = p, l
+	w.fs.PowerCut()
+	w.stop()
+	old = old.RebootKeep(1, crashtest.KeepAll)
+
+	p, l, err = start(crashtest.NewFS(crashtest.Options{}), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(p, l, 'b')
+	if err := p.Publish(l.ctx); err != nil {
+		t.Fatal(err)
+	}
+	if released {
+		if err := p.Close(l.ctx); err != nil {
+			t.Fatal(err)
+		}
+	} else {
+		t.Cleanup(func() {
+			if err := p.Close(l.ctx); err != nil {
+				t.Errorf("the new owner: %v", err)
+			}
+		})
+	}
+	before := w.stores[0].Objects()["root"]
+
+	w.fs = old
+	zl := w.newLife(true)
+	t.Cleanup(zl.cancel)
+	o := w.options(old, zl)
+	o.RootTimeout = 100 * time.Millisecond
+	for _, s := range zl.stores {
+		s.SetOffline(away)
+	}
+	z, err := Open(zl.ctx, o)
+	if !away {
+		if !errors.Is(err, ErrForeignTier) {
+			t.Fatalf("the old host opened the pool: %v", err)
+		}
+		return
+	}
+	if err != nil {
+		t.Fatal(err) // with its log alone it goes on as if it had never stopped
+	}
+	for _, s := range zl.stores {
+		s.SetOffline(false)
+	}
+	err = z.Publish(zl.ctx)
+	if !errors.Is(err, root.ErrFenced) && !errors.Is(err, root.ErrHeld) && !errors.Is(err, ErrForeignTier) {
+		t.Errorf("the old host published over the new owner: %v", err)
+	}
+	if vd, err := z.Disk(d.name); err == nil {
+		if err := vd.Flush(zl.ctx); !errors.Is(err, vdisk.ErrFenced) {
+			t.Errorf("the old host still serves: %v", err)
+		}
+	}
+	old.PowerCut()
+	w.p, w.life = z, zl
+	w.stop()
+	if after := w.stores[0].Objects()["root"]; !bytes.Equal(before, after) {
+		t.Error("the old host changed the root")
+	}
+}
+
+// TestHalfCommittedCut kills the process when a cut's root has reached one target of three, lets the next
+// one see that copy, and takes the target away before the claim. The claim then goes on from the cut before,
+// and what the half committed one held must be in the next.
+func TestHalfCommittedCut(t *testing.T) {
+	w, err := newWorld(1, &crashStats{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.auto = false
+	d := w.disks[0]
+	var gone [crashTargets]func(op, key string) bool // whether the target fails a call
+	start := func() {
+		t.Helper()
+		w.life = w.newLife(true)
+		for i, s := range w.life.stores {
+			before := s.Before
+			s.Before = func(op, key string) error {
+				if err := before(op, key); err != nil || gone[i] == nil || !gone[i](op, key) {
+					return err
+				}
+				return &backend.Error{Op: op, Store: "target", Key: key, Class: backend.Transient, Err: errors.New("away")}
+			}
+		}
+		o := w.options(w.fs, w.life)
+		o.Takeover = w.loss == lostHost
+		if w.p, err = Open(w.life.ctx, o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write := func(at int64) []byte {
+		t.Helper()
+		data := bytes.Repeat([]byte{byte('a' + at)}, block.Size)
+		vd, err := w.p.Disk(d.name)
+		if err == nil {
+			err = vd.Write(w.life.ctx, []vdisk.Op{{Kind: vdisk.OpWrite, Off: at * block.Size, Len: block.Size, Data: data}}, true)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+
+	start()
+	if _, err := w.p.CreateDisk(w.life.ctx, d.name, int64(d.blocks)*block.Size); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.p.Publish(w.life.ctx); err != nil {
+		t.Fatal(err)
+	}
+	want := write(0)
+	var tried atomic.Int32
+	refuse := func(op, key string) bool {
+		if op == "put" && key == "root" {
+			if tried.Add(1) == 4 { // both others were asked, and asked again
+				w.fs.PowerCut()
+			}
+			return true
+		}
+		return false
+	}
+	gone[1], gone[2] = refuse, refuse
+	if err := w.p.Publish(w.life.ctx); err == nil {
+		t.Fatal("published with one target of three")
+	}
+	w.down(lostProcess)
+
+	gone[1], gone[2] = nil, nil
+	var seen atomic.Bool
+	gone[0] = func(op, key string) bool { return seen.Swap(true) } // all but the first call, for the root
+	start()
+	if err := w.p.Publish(w.life.ctx); err != nil {
+		t.Fatal(err)
+	}
+	want = append(want, write(1)...)
+	if err := w.p.Publish(w.life.ctx); err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range []loss{lostPower, lostHost} {
+		w.down(l)
+		start()
+		vd, err := w.p.Disk(d.name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, len(want))
+		if err := vd.Read(w.life.ctx, got, 0); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(got, want) {
+			t.Fatalf("after a %v: block 0 shows %q..., block 1 %q...", l, got[:1], got[block.Size:][:1])
+		}
+		w.loss = lostNothing
+	}
+	w.fs.PowerCut()
+	w.stop()
+}
