@@ -72,7 +72,7 @@ func runSchedules(t *testing.T, first, n uint64) {
 			}
 		}
 	}
-	t.Logf("%d claims, %d takeovers, %d commits", claims, takeovers, commits)
+	t.Logf("COUNT %d claims, %d takeovers, %d commits", claims, takeovers, commits)
 	if claims < n/2 || takeovers < n/10 || commits < n/2 {
 		t.Errorf("the schedules do too little to prove anything")
 	}
