@@ -222,6 +222,11 @@ func decodeSnapshot(b []byte) (*snapshot, error) {
 	if s.Format != snapshotFormat {
 		return nil, fmt.Errorf("snapshot format %d; this gateway reads %d: %w", s.Format, snapshotFormat, writeback.ErrNewer)
 	}
+	for _, i := range s.Segments {
+		if err := i.Validate(); err != nil {
+			return nil, fmt.Errorf("snapshot: %w", err)
+		}
+	}
 	return s, nil
 }
 

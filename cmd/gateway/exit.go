@@ -12,6 +12,7 @@ import (
 	"graindisk/pool"
 	"graindisk/pool/root"
 	"graindisk/vdisk"
+	"graindisk/vdisk/densetree"
 	"graindisk/writeback"
 )
 
@@ -43,6 +44,7 @@ var exitCodes = []struct {
 	{segment.ErrDamaged, exitDamage},
 	{root.ErrDamaged, exitDamage},
 	{vdisk.ErrDamaged, exitDamage},
+	{densetree.ErrCorrupt, exitDamage},
 }
 
 // exitCode is how the process ends after err.

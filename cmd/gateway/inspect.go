@@ -10,6 +10,7 @@ import (
 
 	"graindisk/grains/segment"
 	"graindisk/internal/vfs"
+	"graindisk/pool"
 	"graindisk/pool/root"
 	"graindisk/writeback"
 )
@@ -23,6 +24,9 @@ func newInspectCmd(a *app) *cobra.Command {
 		}),
 		a.newInspector("shard FILE", "Decode a shard object", fileInspector(func(b *bytes.Buffer, data []byte) error {
 			return segment.Describe(b, data)
+		})),
+		a.newInspector("checkpoint FILE", "Decode a part of a published checkpoint", fileInspector(func(b *bytes.Buffer, data []byte) error {
+			return pool.Describe(b, data)
 		})),
 		a.newInspector("root FILE", "Decode a copy of the root", fileInspector(func(b *bytes.Buffer, data []byte) error {
 			return root.Describe(b, data)

@@ -118,6 +118,14 @@ func (c *cursor) info() Info {
 	return i
 }
 
+// Validate refuses an Info whose fields make no sense together, such as one read from JSON.
+func (i Info) Validate() error {
+	if err := i.validate(); err != nil {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return nil
+}
+
 // validate checks the bounds of every field. Targets may name as few as k shards, never fewer.
 func (i Info) validate() error {
 	stored := 0

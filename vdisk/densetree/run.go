@@ -126,6 +126,18 @@ func (d *delta) append(b []byte, p packed) []byte {
 	return b
 }
 
+// RunLen is the length of the encoded run at the head of b, for runs that lie back to back.
+func RunLen(b []byte) (int, error) {
+	if len(b) < headerLen || string(b[:offVersion]) != runMagic {
+		return 0, fmt.Errorf("densetree: no run here: %w", ErrCorrupt)
+	}
+	n := headerLen + int64(binary.LittleEndian.Uint32(b[offBody:])) + crcLen
+	if n > int64(len(b)) {
+		return 0, fmt.Errorf("densetree: run of %d bytes in %d: %w", n, len(b), ErrCorrupt)
+	}
+	return int(n), nil
+}
+
 // DecodeRun reads what Encode wrote; b is not kept. Errors match ErrCorrupt or ErrNewer.
 func DecodeRun(b []byte) (*Run, error) {
 	if err := checkHeader(b); err != nil {

@@ -1,0 +1,61 @@
+package pool
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+
+	"graindisk/grains/segment"
+	"graindisk/vdisk/densetree"
+)
+
+// Describe prints what a part of a published checkpoint holds: the manifest's disks and segments, or
+// the runs. It fails with the errors of the decoders, after printing what it could read.
+func Describe(w io.Writer, part []byte) error {
+	if len(part) < partHeaderLen {
+		return fmt.Errorf("checkpoint part of %d bytes: %w", len(part), segment.ErrDamaged)
+	}
+	le := binary.LittleEndian
+	epoch, n, no := le.Uint64(part[16:]), le.Uint32(part[24:]), int(le.Uint32(part[28:]))
+	body, err := decodePart(part, epoch, n, no)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(w, "checkpoint   %d of epoch %d, part %d, %d bytes\n", n, epoch, no, len(body))
+	if no > 0 {
+		return describeRuns(w, body)
+	}
+	s, err := decodeSnapshot(body)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(w, "holds        cut %d, horizon %d, record crc %08x, next disk %d\n", s.Cut, s.Horizon, s.CutCRC, s.NextDisk)
+	for _, d := range s.Disks {
+		fmt.Fprintf(w, "disk         %d %q, %d bytes, %d runs\n", d.Disk, d.Meta.Name, d.Meta.SizeBytes, len(d.Runs))
+		for _, r := range d.Runs {
+			fmt.Fprintf(w, "  run        %d at %d of part %d of checkpoint %d/%d, %d bytes\n", r.ID, r.Off, r.Part, r.Epoch, r.N, r.Len)
+		}
+	}
+	for _, i := range s.Segments {
+		fmt.Fprintf(w, "segment      %d-%d, %d+%d on targets %v, %d extents, %d bytes\n", i.ID, i.Epoch, i.K, i.M, i.Targets, i.Extents, i.PayloadBytes)
+	}
+	return nil
+}
+
+// describeRuns prints the runs of a body, which says nothing of their lengths: each begins with its
+// own header.
+func describeRuns(w io.Writer, body []byte) error {
+	for off := 0; off < len(body); {
+		n, err := densetree.RunLen(body[off:])
+		if err != nil {
+			return err
+		}
+		r, err := densetree.DecodeRun(body[off : off+n])
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(w, "run          %d at %d, level %d, blocks %d to %d, %d entries, %d bytes\n", r.ID, off, r.Level, r.First, r.Last, r.Len(), n)
+		off += n
+	}
+	return nil
+}
