@@ -28,20 +28,18 @@ const (
 // TestCrash runs histories of clients at work on small disks, each ended by a process crash, a power cut
 // at a drawn call on the tier or request to a target, a lost host or a clean close, and compares what
 // comes back with what the clients were told. GRAINDISK_SEED runs one history again, GRAINDISK_SOAK
-// (a duration) runs new ones for that long. A seed fixes what is asked and what fails, not the order in which
+// (a duration) runs new ones for that long, from that seed if both are set. A seed fixes what is asked and what fails, not the order in which
 // goroutines run.
 func TestCrash(t *testing.T) {
 	var stats crashStats
-	if s := os.Getenv("GRAINDISK_SEED"); s != "" {
-		seed, err := strconv.ParseUint(s, 10, 64)
-		if err != nil {
+	seed := uint64(time.Now().UnixNano())
+	given := os.Getenv("GRAINDISK_SEED")
+	if given != "" {
+		var err error
+		if seed, err = strconv.ParseUint(given, 10, 64); err != nil {
 			t.Fatal("GRAINDISK_SEED:", err)
 		}
-		runHistory(t, seed, &stats)
-		t.Log(&stats)
-		return
 	}
-	seed := uint64(time.Now().UnixNano())
 	until := time.Time{}
 	if s := os.Getenv("GRAINDISK_SOAK"); s != "" {
 		d, err := time.ParseDuration(s)
@@ -49,6 +47,10 @@ func TestCrash(t *testing.T) {
 			t.Fatal("GRAINDISK_SOAK:", err)
 		}
 		until = time.Now().Add(d)
+	} else if given != "" {
+		runHistory(t, seed, &stats)
+		t.Logf("COUNT %v", &stats)
+		return
 	}
 	t.Logf("seeds from %d", seed)
 	var next atomic.Uint64
@@ -61,7 +63,7 @@ func TestCrash(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	t.Log(&stats)
+	t.Logf("COUNT seeds from %d: %v", seed, &stats)
 	if t.Failed() {
 		return
 	}
