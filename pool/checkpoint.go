@@ -32,8 +32,8 @@ const (
 	partMagic     = "GDCK"
 	partVersion   = 1
 	partHeaderLen = 40
-	partBytesMax  = 64 << 20 // what a reader accepts
-	partBytesFull = 8 << 20  // where a writer starts the next part
+	partBytesMax  = 1 << 30 // what a reader accepts: a manifest of 7 million segments
+	partBytesFull = 8 << 20 // where a writer starts the next part
 )
 
 func encodePart(epoch uint64, n uint32, part int, body []byte) []byte {
@@ -92,9 +92,17 @@ func (p *Pool) localCheckpoint(ctx context.Context) (*writeback.Frozen, error) {
 	if err != nil {
 		return nil, err
 	}
-	return c.Frozen, p.log.WriteCheckpoint(c, state)
+	if err := p.log.WriteCheckpoint(c, state); err != nil {
+		if p.log.Failed() != nil {
+			return nil, err
+		}
+		p.o.Log.Warn("local checkpoint not written; the one before holds", "pool", p.o.Name, "err", err)
+	}
+	return c.Frozen, nil
 }
 
+// checkpointIfDue publishes a checkpoint if the root names enough cuts. One that cannot be made leaves
+// the root naming cuts up to its own limit.
 func (p *Pool) checkpointIfDue(ctx context.Context) error {
 	if len(p.value().Cuts) < p.o.CheckpointCuts {
 		return nil
@@ -140,6 +148,9 @@ func (p *Pool) publishCheckpoint(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if len(manifest) > partBytesMax {
+		return fmt.Errorf("checkpoint manifest of %d bytes: readers accept %d", len(manifest), partBytesMax)
+	}
 	targets, err := p.putPart(ctx, epoch, n, 0, manifest)
 	if err != nil {
 		return err
@@ -174,8 +185,8 @@ func (p *Pool) putPart(ctx context.Context, epoch, n uint64, part int, body []by
 				break
 			}
 			store, _ := p.store(t)
-			if err := putShard(ctx, store, partKey(epoch, n, part, len(on)), obj); err != nil {
-				errs = append(errs, fmt.Errorf("target %s: %w", p.targetName(t), err))
+			if err := p.judge(ctx, t, putShard(ctx, store, partKey(epoch, n, part, len(on)), obj)); err != nil {
+				errs = append(errs, err)
 				continue
 			}
 			on = append(on, t)

@@ -99,6 +99,9 @@ func (p *Pool) isClaimed() bool {
 // makeCut publishes all that is in the log now. It returns nil when that is done, and an error only
 // when ctx ends or publishing is impossible for good; a silent store is waited for.
 func (p *Pool) makeCut(ctx context.Context) error {
+	if err := p.checkpointIfDue(ctx); err != nil { // a life before may have died of it
+		return err
+	}
 	if p.log.Unpublished().Oldest.IsZero() {
 		return nil
 	}
@@ -224,7 +227,7 @@ func (p *Pool) commit(ctx context.Context, v root.Value) error {
 			p.val = v
 			p.mu.Unlock()
 			return nil
-		case !errors.Is(err, root.ErrUnknown), ctx.Err() != nil:
+		case !errors.Is(err, root.ErrUnknown), ctx.Err() != nil, final(err):
 			return err
 		}
 		p.o.Log.Warn("root not committed, trying again", "pool", p.o.Name, "err", err)

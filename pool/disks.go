@@ -52,6 +52,8 @@ func (p *Pool) CreateDisk(ctx context.Context, name string, size int64) (*vdisk.
 		return nil, err
 	}
 	// The disk can be found, and written to, only when its creation is on record.
+	// Once it is, only a failed log is an error: the number is used.
+	ctx = context.WithoutCancel(ctx)
 	if _, err = p.log.Append(ctx, []writeback.Record{{Kind: writeback.Op, Disk: id, Data: payload}}); err == nil {
 		err = p.log.Sync(ctx)
 	}
@@ -67,13 +69,13 @@ func (p *Pool) addDisk(id block.DiskID, meta segment.DiskMeta) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.nextDisk = max(p.nextDisk, id+1)
-	if _, ok := p.disks[meta.Name]; ok {
-		return
-	}
 	t := p.trees[id]
 	if t == nil {
 		t = densetree.New(p.treeOptions())
 		p.trees[id] = t
+	}
+	if _, ok := p.disks[meta.Name]; ok {
+		return
 	}
 	p.disks[meta.Name] = vdisk.New(vdisk.Options{
 		ID: id, Name: meta.Name, Size: int64(meta.SizeBytes), Log: p.log, Tree: t, Extents: p, Gate: p.gate,

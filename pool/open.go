@@ -59,7 +59,7 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 	}
 	p := &Pool{
 		o: o, disks: map[string]*vdisk.Disk{}, trees: map[block.DiskID]*densetree.Tree{}, nextDisk: 1,
-		segments: map[block.SegmentID]segment.Info{}, sick: map[block.TargetID]time.Time{},
+		segments: map[block.SegmentID]segment.Info{}, sick: map[block.TargetID]sickness{},
 	}
 	p.pub.disks = map[block.DiskID]segment.DiskMeta{}
 	p.pub.kick = make(chan chan<- error)
@@ -379,7 +379,7 @@ func (p *Pool) reclaim(ctx context.Context) error {
 		return err
 	}
 	p.setMembers(p.value().Cfg.Members, view.Targets)
-	if err := p.catchUp(ctx, p.value()); err != nil {
+	if err := p.catchUp(ctx, p.value(), true); err != nil {
 		return err
 	}
 	p.mu.Lock()

@@ -188,7 +188,7 @@ type Pool struct {
 	nextDisk block.DiskID
 	val      root.Value // as last committed or read; the publisher changes it
 	claimed  bool
-	sick     map[block.TargetID]time.Time // targets that failed lately, and until when they are avoided
+	sick     map[block.TargetID]sickness // targets that failed lately
 
 	pub publisher // owned by the publisher goroutine
 }

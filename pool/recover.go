@@ -44,6 +44,9 @@ func (p *Pool) openLocal(ctx context.Context, id writeback.Identity, view *root.
 		if reload {
 			return fmt.Errorf("%w: the tier %s has no map yet, and the targets do not answer", root.ErrNoQuorum, p.o.TierDir)
 		}
+		if p.val.State == root.Released { // anyone may have opened it since
+			return fmt.Errorf("%w: the pool was closed cleanly, and the targets do not answer; nothing is lost, start again when they do", root.ErrNoQuorum)
+		}
 		p.setMembers(p.val.Cfg.Members, nil)
 	}
 	if reload {
@@ -114,6 +117,7 @@ func (p *Pool) replayMeta(recs []writeback.MetaRecord, haveState bool) error {
 				return err
 			}
 			p.raiseEpoch(e)
+			p.val.State = root.Held // claimed, or as good as
 		case metaPublication:
 			rec, infos, idx, err := decodePublication(r.Payload)
 			if err != nil {
@@ -143,7 +147,7 @@ func (p *Pool) loadRoot(ctx context.Context, v root.Value) error {
 	for wait := backoff(0); ; wait = wait.next() {
 		err := p.loadCheckpoint(ctx, v)
 		if err == nil {
-			err = p.catchUp(ctx, v)
+			err = p.catchUp(ctx, v, false) // settle stores the result
 		}
 		if err == nil || final(err) || wait.sleep(ctx) != nil {
 			return err
@@ -180,8 +184,9 @@ func (p *Pool) settle(ctx context.Context) error {
 	return p.log.Publish(f)
 }
 
-// catchUp applies the cuts that the root names and the maps do not have yet.
-func (p *Pool) catchUp(ctx context.Context, v root.Value) error {
+// catchUp applies the cuts that the root names and the maps do not have yet; with record, each is put on
+// record on the tier first.
+func (p *Pool) catchUp(ctx context.Context, v root.Value, record bool) error {
 	if v.Cut == p.pub.cut {
 		return nil
 	}
@@ -196,7 +201,7 @@ func (p *Pool) catchUp(ctx context.Context, v root.Value) error {
 		if ref.Cut != p.pub.cut+1 {
 			return fmt.Errorf("root names cut %d after cut %d: %w", ref.Cut, p.pub.cut, segment.ErrDamaged)
 		}
-		if err := p.loadCut(ctx, ref); err != nil {
+		if err := p.loadCut(ctx, ref, record); err != nil {
 			return fmt.Errorf("cut %d: %w", ref.Cut, err)
 		}
 	}
@@ -204,7 +209,7 @@ func (p *Pool) catchUp(ctx context.Context, v root.Value) error {
 }
 
 // loadCut reads one cut's record and the indexes of its segments, and applies them.
-func (p *Pool) loadCut(ctx context.Context, ref root.CutRef) error {
+func (p *Pool) loadCut(ctx context.Context, ref root.CutRef, record bool) error {
 	last := refInfo(ref)
 	rec, x, err := segment.ReadCut(ctx, p.segmentStore, last)
 	if err != nil {
@@ -223,8 +228,10 @@ func (p *Pool) loadCut(ctx context.Context, ref root.CutRef) error {
 	}
 	idx = append(idx, x)
 	// The maps on the tier must not miss a cut that later ones build on.
-	if err := p.log.AppendMeta(metaPublication, encodePublication(rec, rec.AllSegments(last), idx)); err != nil {
-		return err
+	if record {
+		if err := p.log.AppendMeta(metaPublication, encodePublication(rec, rec.AllSegments(last), idx)); err != nil {
+			return err
+		}
 	}
 	p.applyCut(rec, last, idx)
 	return nil

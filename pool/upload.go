@@ -18,8 +18,9 @@ import (
 const (
 	smallBytes  = 1 << 20          // a segment of less payload is 1+m: no parity to gain
 	putAttempts = 4                // per shard, before its target is passed over
-	putTimeout  = 60 * time.Second // per attempt
-	sickTime    = 30 * time.Second // how long a target that failed is passed over
+	putTimeout  = 30 * time.Second // per attempt; a target that lets one run out is passed over at once
+	sickTimeMin = 30 * time.Second // how long a target that failed is passed over; doubles while it fails
+	sickTimeMax = 8 * time.Minute
 )
 
 // storedSegment is a segment on its targets, with the plan it was packed from.
@@ -65,6 +66,7 @@ func (p *Pool) storeSegment(ctx context.Context, plan []extentPlan, seq writebac
 		}
 		err = p.putShards(ctx, sealed)
 		if err == nil {
+			sealed.Shards = nil // a cut may have far more of them than memory
 			return &storedSegment{plan, sealed}, nil
 		}
 		if ctx.Err() != nil {
@@ -145,7 +147,7 @@ func (p *Pool) placement(payload int64) (k, m uint8, targets []block.TargetID) {
 }
 
 // avoidedLocked tells whether a target failed a moment ago.
-func (p *Pool) avoidedLocked(t block.TargetID) bool { return time.Now().Before(p.sick[t]) }
+func (p *Pool) avoidedLocked(t block.TargetID) bool { return time.Now().Before(p.sick[t].until) }
 
 // rotate turns the list of targets by n, so that parity and small segments spread evenly.
 func rotate(ts []block.TargetID, n int) []block.TargetID {
@@ -163,16 +165,35 @@ func (p *Pool) putShards(ctx context.Context, s *segment.Sealed) error {
 	for i, t := range s.Info.Targets {
 		wg.Go(func() {
 			store, _ := p.store(t)
-			if errs[i] = putShard(ctx, store, s.Info.Key(i), s.Shards[i]); errs[i] != nil && ctx.Err() == nil {
-				errs[i] = fmt.Errorf("target %s: %w", p.targetName(t), errs[i])
-				p.mu.Lock()
-				p.sick[t] = time.Now().Add(sickTime)
-				p.mu.Unlock()
-			}
+			errs[i] = p.judge(ctx, t, putShard(ctx, store, s.Info.Key(i), s.Shards[i]))
 		})
 	}
 	wg.Wait()
 	return errors.Join(errs...)
+}
+
+// sickness is how long a target is passed over because it failed.
+type sickness struct {
+	until time.Time
+	time  time.Duration // this time
+}
+
+// judge notes how a target did, and names it in the error.
+func (p *Pool) judge(ctx context.Context, t block.TargetID, err error) error {
+	if err == nil || ctx.Err() != nil {
+		if err == nil {
+			p.mu.Lock()
+			delete(p.sick, t)
+			p.mu.Unlock()
+		}
+		return err
+	}
+	p.mu.Lock()
+	s := sickness{time: min(max(2*p.sick[t].time, sickTimeMin), sickTimeMax)}
+	s.until = time.Now().Add(s.time)
+	p.sick[t] = s
+	p.mu.Unlock()
+	return fmt.Errorf("target %s: %w", p.targetName(t), err)
 }
 
 // putShard stores one object under a name that nobody else uses. Finding the name taken may be the
@@ -190,11 +211,12 @@ func putShard(ctx context.Context, store backend.Store, key string, body []byte)
 				return fmt.Errorf("%s holds other bytes: %w", key, backend.ErrPrecondition)
 			}
 		}
+		ranOut := actx.Err() != nil
 		cancel()
 		if err == nil {
 			return nil
 		}
-		if c := backend.ClassOf(err); c != backend.Transient && c != backend.Throttled {
+		if c := backend.ClassOf(err); ranOut || c != backend.Transient && c != backend.Throttled {
 			return err
 		}
 		if attempt == putAttempts-1 {

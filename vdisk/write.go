@@ -106,15 +106,17 @@ func (d *Disk) writePartial(ctx context.Context, op Op) error {
 	locks.add(first, uint64(end-first))
 	edges := getBuffer(2 * block.Size)
 	defer putBuffer(edges)
-	var have map[block.ExtentID][]byte
+	have := map[block.ExtentID][]byte{}
 	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		missing, err := d.tryPartial(ctx, op, locks, *edges, have)
 		if err != nil || len(missing) == 0 {
 			return err
 		}
 		// The blocks are fetched without the lock and offered to the next try, which takes them
 		// only if the map still names the same extents; those never change.
-		have = make(map[block.ExtentID][]byte, len(missing))
 		for _, m := range missing {
 			buf := make([]byte, m.Orig*block.Size)
 			if err := d.o.Extents.Read(ctx, []Piece{{ID: m.ID, Orig: m.Orig, Dst: buf}}); err != nil {

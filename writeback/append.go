@@ -356,15 +356,14 @@ func (l *Log) write(b *batch, stable Seq) error {
 	f, h := b.file, &b.header
 	now := l.opts.Now().UnixNano()
 	b.iov = b.iov[:0]
-	at := tier.NewPlace(f.slot, f.end)
+	at, offset := tier.NewPlace(f.slot, f.end), max(1, f.end)
 	if f.end == 0 {
 		fh := fileHeader{log: l.id, term: l.term, file: f.file, slot: uint32(f.slot),
 			slotBlocks: uint32(l.slotBlocks()), first: f.first, stable: stable, prevCRC: f.prevCRC}
 		b.iov = append(b.iov, fh.encode())
 		f.prevCRC, f.time = fh.crc, now
-		f.end = 1
 	}
-	*h = batchHeader{log: l.id, term: l.term, file: f.file, offset: f.end, first: f.last + 1,
+	*h = batchHeader{log: l.id, term: l.term, file: f.file, offset: offset, first: f.last + 1,
 		stable: stable, prevCRC: f.prevCRC, time: now, entries: h.entries[:0], crcs: h.crcs[:0]}
 	for _, p := range b.pieces {
 		h.entries = append(h.entries, p.rec.entryFor(p.off, p.n))

@@ -14,6 +14,9 @@ import (
 // Describe prints what the files of a log's folder say, for people. It opens nothing for service,
 // changes nothing, and goes on past what it cannot read, which it names.
 func Describe(w io.Writer, fsys vfs.FS, dir string) error {
+	if _, err := readIdentity(fsys, dir); errors.Is(err, ErrNoLog) {
+		return fmt.Errorf("%w; the log of a pool is in a folder of its own below the tier", err)
+	}
 	names, err := fsys.ReadDir(dir)
 	if err != nil {
 		return fmt.Errorf("inspect log: %w", err)

@@ -401,6 +401,13 @@ func (p *replayed) build(horizon Seq) *generation {
 	return g
 }
 
+// straddles tells whether a generation of the checkpoint is kept whole though the horizon lies within
+// it. Its entries may name blocks in files wholly below the horizon, so no file is clean before the
+// next Publish.
+func (p *replayed) straddles(horizon Seq) bool {
+	return slices.ContainsFunc(p.gens, func(g *generation) bool { return g.last > horizon })
+}
+
 // merge applies a later generation on top of g.
 func (g *generation) merge(from *generation) {
 	for id, d := range from.disks {
@@ -448,7 +455,10 @@ func (l *Log) DropThrough(horizon Seq) error {
 	l.gens = []*generation{g}
 	l.idx.Unlock()
 	l.mu.Lock()
-	l.written, l.stable, l.horizon = max(end, horizon), max(l.stable, horizon), max(l.horizon, horizon)
+	l.written, l.stable = max(end, horizon), max(l.stable, horizon)
+	if !play.straddles(horizon) {
+		l.horizon = max(l.horizon, horizon)
+	}
 	l.settling = false
 	l.cleanLocked()
 	l.mu.Unlock()

@@ -100,7 +100,7 @@ func poolOptions(ctx context.Context, cfg *config.Config, name string, log *slog
 		Data: pc.Stripe.Data, Parity: pc.Stripe.Parity, MaxDirtyAge: pc.MaxDirtyAge, Log: log,
 	}
 	for _, t := range pc.Targets {
-		s, err := openStore(ctx, t, cfg.Embedded)
+		s, err := openStore(ctx, t, cfg.Embedded, log)
 		if err != nil {
 			return o, fmt.Errorf("pool %s: target %s: %w", name, t.Name, err)
 		}
@@ -109,14 +109,19 @@ func poolOptions(ctx context.Context, cfg *config.Config, name string, log *slog
 	return o, nil
 }
 
-// openStore opens one target. Directories are made only for the embedded default.
-func openStore(ctx context.Context, t config.Target, makeDir bool) (backend.Store, error) {
+// openStore opens one target. A directory is made only by the embedded default and only where its
+// parent is missing too, or the pool would be taken for new. One that cannot be opened now is a target
+// that is away: the pool decides whether it can do without, and it may come back.
+func openStore(ctx context.Context, t config.Target, embedded bool, log *slog.Logger) (backend.Store, error) {
 	if t.Local != nil {
-		s, err := local.Open(t.Local.Dir, local.Options{Create: makeDir})
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, backend.ErrNotFound) {
-			return nil, fmt.Errorf("%w; mount it or create it", err)
+		if _, err := os.Stat(filepath.Dir(t.Local.Dir)); embedded && errors.Is(err, fs.ErrNotExist) {
+			return local.Open(t.Local.Dir, local.Options{Create: true})
 		}
-		return s, err
+		s, err := local.OpenLate(t.Local.Dir)
+		if err != nil {
+			log.Warn("target is away; mount it, or create the directory if it is lost for good", "target", t.Name, "dir", t.Local.Dir, "err", err)
+		}
+		return s, nil
 	}
 	cred, err := t.S3.Credentials()
 	if err != nil {

@@ -203,6 +203,9 @@ func (r *Register) view(answers []answer) View {
 			t.Copy = &answers[i].copy
 			if t.Copy.Pool != v.Pool {
 				t.Err = fmt.Errorf("%w: it is of pool %s", ErrForeign, t.Copy.Pool)
+				if v.Pool == "" {
+					t.Err = fmt.Errorf("%w: it is of pool %s, which too few targets show", ErrForeign, t.Copy.Pool)
+				}
 			} else if v.Best == nil || t.Copy.compareAccepted(v.Best.Accepted, v.Best.Ver) > 0 {
 				v.Best = t.Copy
 			}

@@ -69,8 +69,15 @@ var refusals = []refusal{
 	{"configuration that is not there", func(p *place) []string { return []string{"serve", "--config", p.path("none.yaml")} },
 		1, []string{"{dir}/none.yaml", "no such file"}},
 
-	{"target directory that is not there", serve(func(p *place) { p.create(); p.must(os.RemoveAll(p.path("t1"))) }),
-		1, []string{"pool main", "target t1", "{dir}/t1", "mount it or create it"}},
+	{"most target directories are not there", serve(func(p *place) {
+		p.create()
+		p.must(os.RemoveAll(p.path("t1")))
+		p.must(os.RemoveAll(p.path("t2")))
+	}), 1, []string{"pool main", "target t1", "{dir}/t1", "target t2", "no such file or directory", "check"}},
+	{"create on a target directory that is not there", func(p *place) []string {
+		p.must(os.RemoveAll(p.path("t1")))
+		return []string{"pool", "create", "main", "--config", p.config}
+	}, 1, []string{"pool main", "target t1", "{dir}/t1", "no such file or directory"}},
 	{"no pool on the targets", serve(func(*place) {}),
 		10, []string{"pool main", "no pool", "gateway pool create"}},
 	{"create where something is", func(p *place) []string {
@@ -147,6 +154,28 @@ func TestRefusals(t *testing.T) {
 			r.run(t, p, args)
 			changed(t, before, p.files())
 		})
+	}
+}
+
+// TestServesWithOneTargetAway starts with one of three target directories not there, as after a mount
+// that failed, and ends cleanly; then again with the directory back.
+func TestServesWithOneTargetAway(t *testing.T) {
+	p := newPlace(t)
+	p.create()
+	for _, away := range []bool{true, false} {
+		if away {
+			p.must(os.Rename(p.path("t1"), p.path("t1.away")))
+		}
+		g := harness.Serve(t, "--config", p.config)
+		if code := g.Stop(); code != 0 {
+			t.Errorf("away=%v: ended with %d", away, code)
+		}
+		if said := strings.Contains(g.Log(), "target is away"); said != away {
+			t.Errorf("away=%v: said so: %v\n%s", away, said, g.Log())
+		}
+		if away {
+			p.must(os.Rename(p.path("t1.away"), p.path("t1")))
+		}
 	}
 }
 
