@@ -386,3 +386,24 @@ func TestACleanCloseReleases(t *testing.T) {
 	r.open(false)
 	r.expect(r.disk("d", testDisk), model)
 }
+
+// TestADiskWhoseCreatorLeftKeepsItsNumber creates a disk for a client that is gone already, another
+// for one that is not, and recovers.
+func TestADiskWhoseCreatorLeftKeepsItsNumber(t *testing.T) {
+	r := newRig(t, nil)
+	gone, leave := context.WithCancel(context.Background())
+	leave()
+	_, _ = r.pool.CreateDisk(gone, "a", testDisk) // whatever it is told
+	r.write(r.disk("b", testDisk), 0, bytes.Repeat([]byte{2}, block.Size))
+	r.write(r.disk("a", testDisk), 0, bytes.Repeat([]byte{1}, block.Size))
+	for range 2 {
+		a, b := r.disk("a", testDisk), r.disk("b", testDisk)
+		if a.ID() == b.ID() {
+			t.Fatalf("both disks have number %d", a.ID())
+		}
+		r.expect(a, bytes.Repeat([]byte{1}, block.Size))
+		r.expect(b, bytes.Repeat([]byte{2}, block.Size))
+		r.abandon()
+		r.open(false)
+	}
+}

@@ -206,3 +206,23 @@ func TestRequestsBeyondTheEndAreRefused(t *testing.T) {
 		t.Errorf("flush through a closed gate: %v", err)
 	}
 }
+
+// TestAPartialWriteOverTwoColdExtentsEnds has head and tail in extents that no cache keeps.
+func TestAPartialWriteOverTwoColdExtentsEnds(t *testing.T) {
+	d, x := newDisk(t)
+	for g := range 2 {
+		d.Tree().Put([]densetree.Entry{{LBA: block.LBA(16 * g), Blocks: 16, Kind: densetree.Data, Extent: block.NewExtentID(1, g), Orig: 16}})
+	}
+	p := bytes.Repeat([]byte{7}, 2*block.Size)
+	if err := d.Write(context.Background(), []Op{{Kind: OpWrite, Off: 15*block.Size - 512, Len: int64(len(p)), Data: p}}, false); err != nil {
+		t.Fatal(err)
+	}
+	if x.reads > 2 {
+		t.Errorf("%d fetches for two blocks", x.reads)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := d.Write(ctx, []Op{{Kind: OpWrite, Off: 512, Len: 1, Data: p[:1]}}, false); !errors.Is(err, context.Canceled) {
+		t.Errorf("after its client left: %v", err)
+	}
+}

@@ -774,3 +774,41 @@ func TestRecoveryStoresAgainWhatAFailedSyncLost(t *testing.T) {
 		r.expect(0, 1, 2)
 	}
 }
+
+// TestACheckpointAcrossTheHorizonKeepsItsFiles recovers a checkpoint whose one generation spans two
+// tenures, of which the root has published the first: its entries still name that tenure's file.
+func TestACheckpointAcrossTheHorizonKeepsItsFiles(t *testing.T) {
+	r := newRig(t, 8, 64)
+	r.append(data(0, 1))
+	published := r.log.Written()
+	if _, err := r.reopen(r.fs.ProcessCrash); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.log.DropThrough(0); err != nil {
+		t.Fatal(err)
+	}
+	r.append(data(1, 2))
+	c, err := r.log.FreezeAndRotate(bg)
+	if err == nil {
+		err = r.log.WriteCheckpoint(c, []byte("state"))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.reopen(r.fs.ProcessCrash); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.log.DropThrough(published); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, clean := r.space.Counts(); clean != 0 {
+		t.Errorf("%d slots that the index still names may be evicted", clean)
+	}
+	r.expect(0, 1, 2)
+	if err := r.log.Publish(r.log.Freeze()); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, clean := r.space.Counts(); clean == 0 {
+		t.Error("no slot is clean after everything is published")
+	}
+}
