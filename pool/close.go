@@ -94,7 +94,10 @@ type Status struct {
 type TargetStatus struct {
 	Name    string `json:"name"`
 	Where   string `json:"where"`
-	Avoided bool   `json:"avoided"` // it failed in the last half minute
+	Avoided bool   `json:"avoided"` // it failed a moment ago
+	// Root is how its copy of the root was when the pool was opened: ok, missing, foreign, damaged or
+	// unreachable; empty if nobody has looked yet.
+	Root string `json:"root"`
 }
 
 // TierStatus is how the tier's slots are used.
@@ -127,7 +130,7 @@ func (p *Pool) Status() Status {
 	defer p.mu.Unlock()
 	s.Segments = len(p.segments)
 	for _, m := range v.Cfg.Members {
-		t := TargetStatus{Name: p.targetName(m.ID), Avoided: p.avoidedLocked(m.ID)}
+		t := TargetStatus{Name: p.targetName(m.ID), Avoided: p.avoidedLocked(m.ID), Root: p.rootState(m.ID)}
 		if st, ok := p.store(m.ID); ok {
 			t.Where = st.String()
 		}

@@ -185,12 +185,16 @@ func (p *Pool) setMembers(members []root.Member, views []root.TargetView) {
 	p.storesMu.Lock()
 	defer p.storesMu.Unlock()
 	p.stores, p.names = map[block.TargetID]backend.Store{}, map[block.TargetID]string{}
+	p.roots = map[block.TargetID]root.State{}
 	for _, m := range members {
 		p.names[m.ID] = m.Name
 		for i, t := range p.o.Targets {
 			known := len(views) > 0 && views[i].State == root.OK
 			if known && views[i].Copy.Member == m.UUID || !known && t.Name == m.Name {
 				p.stores[m.ID], p.names[m.ID] = t.Store, t.Name
+				if len(views) > 0 {
+					p.roots[m.ID] = views[i].State
+				}
 			}
 		}
 	}
@@ -211,6 +215,12 @@ func (p *Pool) raiseEpoch(e uint64) {
 	if e > p.epoch.Load() {
 		p.epoch.Store(e)
 	}
+}
+
+func (p *Pool) rootState(t block.TargetID) string {
+	p.storesMu.RLock()
+	defer p.storesMu.RUnlock()
+	return string(p.roots[t])
 }
 
 func (p *Pool) targetName(t block.TargetID) string {

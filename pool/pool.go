@@ -180,6 +180,7 @@ type Pool struct {
 	storesMu sync.RWMutex
 	stores   map[block.TargetID]backend.Store
 	names    map[block.TargetID]string
+	roots    map[block.TargetID]root.State // of its copy of the root, when it was last looked at
 
 	mu       sync.Mutex
 	disks    map[string]*vdisk.Disk // live, by name

@@ -407,3 +407,20 @@ func TestADiskWhoseCreatorLeftKeepsItsNumber(t *testing.T) {
 		r.open(false)
 	}
 }
+
+// TestStatusTellsOfATargetWithoutItsRoot empties one target under a pool.
+func TestStatusTellsOfATargetWithoutItsRoot(t *testing.T) {
+	r := newRig(t, nil)
+	r.disk("d", testDisk)
+	r.publish()
+	r.abandon()
+	if err := r.stores[1].Delete(context.Background(), root.Key); err != nil {
+		t.Fatal(err)
+	}
+	r.open(false)
+	for i, s := range r.pool.Status().Targets {
+		if want := map[bool]string{true: "missing", false: "ok"}[i == 1]; s.Root != want {
+			t.Errorf("target %s: root %q, want %q", s.Name, s.Root, want)
+		}
+	}
+}

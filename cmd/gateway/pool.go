@@ -91,8 +91,13 @@ func runPoolStatus(ctx context.Context, a *app, names []string) error {
 			config.Bytes(p.Tier.SlotBytes), p.Tier.Busy, p.Tier.Clean, p.Tier.Free)
 		for _, t := range p.Targets {
 			state := "ok"
-			if t.Avoided {
+			switch {
+			case t.Avoided:
 				state = "failing"
+			case t.Root == "":
+				state = "not asked yet"
+			case t.Root != "ok":
+				state = "its copy of the root is " + t.Root
 			}
 			fmt.Fprintf(a.stdout, "  target %s: %s, %s\n", t.Name, state, t.Where)
 		}
