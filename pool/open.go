@@ -78,10 +78,14 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 		return nil, err
 	}
 	if haveLog && view != nil && view.Val.Owner != id.Log.String() {
-		if err := p.setAside(id, view.Val, view.Accepted.Epoch); err != nil {
+		unused, err := p.setAside(id, view.Val, view.Accepted.Epoch)
+		if err != nil {
 			return nil, err
 		}
 		haveLog = false
+		if unused {
+			p.logID = id.Log
+		}
 	}
 	if haveLog {
 		err = p.openLocal(ctx, id, view)
@@ -287,8 +291,9 @@ func (p *Pool) logOptions() writeback.Options {
 	return writeback.Options{Space: p.space, FS: p.o.FS, Dir: p.o.TierDir, Pool: writeback.UUID(p.uuid), Log: p.o.Log}
 }
 
-// openFresh opens the pool from the targets alone, into an empty tier. The identity of the new log is
-// stable before the claim, so that a crash between the two leaves a log that the root may name.
+// openFresh opens the pool from the targets alone, into an empty tier, or into one whose log was made
+// for that before and never used. The identity of the log is stable before the claim, so that a crash
+// between the two, or a claim whose outcome is unknown, leaves a log that the root may name.
 func (p *Pool) openFresh(ctx context.Context, view *root.Copy) error {
 	var consent *root.Consent
 	if p.o.Takeover {
@@ -296,16 +301,10 @@ func (p *Pool) openFresh(ctx context.Context, view *root.Copy) error {
 	} else if v := view.Val; v.State == root.Held { // refused before anything is written
 		return withTakeover(&root.HeldError{Epoch: view.Accepted.Epoch, Owner: v.Owner, OwnerName: v.OwnerName, Cut: v.Cut, Horizon: v.Horizon})
 	}
-	if err := p.openSpace(); err != nil {
-		return err
-	}
-	log, err := writeback.Create(p.logOptions())
-	if err != nil {
-		return err
-	}
-	p.logID = log.UUID()
-	if err := errors.Join(log.Close(), p.closeTier()); err != nil {
-		return err
+	if p.logID == (writeback.UUID{}) {
+		if err := p.createLog(); err != nil {
+			return err
+		}
 	}
 	if _, err := p.openTier(); err != nil {
 		return err
@@ -320,6 +319,19 @@ func (p *Pool) openFresh(ctx context.Context, view *root.Copy) error {
 		return err
 	}
 	return p.settle(ctx)
+}
+
+// createLog makes a new, empty log on the tier.
+func (p *Pool) createLog() error {
+	if err := p.openSpace(); err != nil {
+		return err
+	}
+	log, err := writeback.Create(p.logOptions())
+	if err != nil {
+		return err
+	}
+	p.logID = log.UUID()
+	return errors.Join(log.Close(), p.closeTier())
 }
 
 // withTakeover adds the next step to a refusal.
@@ -413,8 +425,9 @@ const quarantine = "quarantine-"
 func isQuarantine(name string) bool { return strings.HasPrefix(name, quarantine) }
 
 // setAside moves a log that is not the owner's out of the way: if it holds nothing unpublished and the
-// pool is released, or if that was asked for.
-func (p *Pool) setAside(id writeback.Identity, v root.Value, epoch uint64) error {
+// pool is released, or if that was asked for. A log that was never used stays, and unused is true: a
+// claim of its own may still be under way, so another log would find the pool held by it.
+func (p *Pool) setAside(id writeback.Identity, v root.Value, epoch uint64) (unused bool, err error) {
 	rec, err := p.openTier()
 	if err == nil {
 		_, err = p.replay(rec)
@@ -423,20 +436,23 @@ func (p *Pool) setAside(id writeback.Identity, v root.Value, epoch uint64) error
 		err = p.log.DropThrough(p.pub.horizon)
 	}
 	if err != nil {
-		return errors.Join(err, p.closeTier())
+		return false, errors.Join(err, p.closeTier())
 	}
 	dirty := p.log.Unpublished()
 	if err := p.closeTier(); err != nil {
-		return err
+		return false, err
 	}
-	p.forget()
-	p.epoch.Store(0)
 	p.val = v
+	p.forget()
+	if len(rec.State) == 0 && rec.End == 0 && dirty.Oldest.IsZero() {
+		return true, nil
+	}
+	p.epoch.Store(0)
 	if !p.o.Takeover && (v.State != root.Released || !dirty.Oldest.IsZero()) {
-		return fmt.Errorf("%w: the tier %s holds log %s with %d unpublished bytes; the pool is %s, at epoch %d and cut %d, by log %s on %s; keep this tier if those bytes matter, or set it aside and take the pool over with --takeover",
+		return false, fmt.Errorf("%w: the tier %s holds log %s with %d unpublished bytes; the pool is %s, at epoch %d and cut %d, by log %s on %s; keep this tier if those bytes matter, or set it aside and take the pool over with --takeover",
 			ErrForeignTier, p.o.TierDir, id.Log, dirty.Bytes, v.State, epoch, v.Cut, v.Owner, v.OwnerName)
 	}
 	to := path.Join(p.o.TierDir, quarantine+id.Log.String())
 	p.o.Log.Warn("log of an earlier owner set aside", "pool", p.o.Name, "log", id.Log, "unpublished_bytes", dirty.Bytes, "in", to)
-	return writeback.SetAside(p.o.FS, p.o.TierDir, to)
+	return false, writeback.SetAside(p.o.FS, p.o.TierDir, to)
 }

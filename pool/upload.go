@@ -73,6 +73,9 @@ func (p *Pool) storeSegment(ctx context.Context, plan []extentPlan, seq writebac
 			return nil, ctx.Err()
 		}
 		p.o.Log.Warn("segment not stored, packing it again", "pool", p.o.Name, "segment", id, "err", err)
+		if err := wait.sleep(ctx); err != nil {
+			return nil, err
+		}
 	}
 }
 
@@ -116,23 +119,32 @@ func (p *Pool) segmentNumber(ctx context.Context) (block.SegmentID, error) {
 
 // placement chooses the profile and the targets, in order of their number, for a segment: the pool's
 // own, 1+m for a small one, or the widest that the live targets allow while no target holds more than
-// its share. It returns no targets if fewer than m+1 live.
+// its share. With fewer than m+1 live it falls back on those that failed; it returns no targets if fewer
+// than m+1 are configured at all.
 func (p *Pool) placement(payload int64) (k, m uint8, targets []block.TargetID) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var live []block.TargetID
+	var live, there []block.TargetID
 	all := 0
 	for _, mem := range p.val.Cfg.Members {
 		if mem.Witness {
 			continue
 		}
 		all++
-		if _, ok := p.store(mem.ID); ok && !p.avoidedLocked(mem.ID) {
+		if _, ok := p.store(mem.ID); !ok {
+			continue
+		}
+		there = append(there, mem.ID)
+		if !p.avoidedLocked(mem.ID) {
 			live = append(live, mem.ID)
 		}
 	}
 	K, M := p.val.Stripe.Data, p.val.Stripe.Parity
-	if len(live) < min(M+1, all) {
+	least := min(M+1, all)
+	if len(live) < least {
+		live = there // nothing is gained by sparing those that failed: they are asked until they answer
+	}
+	if len(live) < least {
 		return 0, 0, nil
 	}
 	each := (K + M + all - 1) / all // shards of one stripe on one target
