@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"maps"
 	"os"
@@ -99,8 +98,11 @@ func poolOptions(ctx context.Context, cfg *config.Config, name string, log *slog
 		TierBytes: int64(cfg.Tier.Size) / int64(len(cfg.Pools)), IndexBytes: int64(cfg.Tier.RAM) / int64(len(cfg.Pools)),
 		Data: pc.Stripe.Data, Parity: pc.Stripe.Parity, MaxDirtyAge: pc.MaxDirtyAge, Log: log,
 	}
+	// The embedded default makes its directories, until there is a tier that knows them.
+	_, err := writeback.ReadIdentity(vfs.OS{}, o.TierDir)
+	makeDirs := cfg.Embedded && errors.Is(err, writeback.ErrNoLog)
 	for _, t := range pc.Targets {
-		s, err := openStore(ctx, t, cfg.Embedded, log)
+		s, err := openStore(ctx, t, makeDirs, log)
 		if err != nil {
 			return o, fmt.Errorf("pool %s: target %s: %w", name, t.Name, err)
 		}
@@ -109,12 +111,11 @@ func poolOptions(ctx context.Context, cfg *config.Config, name string, log *slog
 	return o, nil
 }
 
-// openStore opens one target. A directory is made only by the embedded default and only where its
-// parent is missing too, or the pool would be taken for new. One that cannot be opened now is a target
-// that is away: the pool decides whether it can do without, and it may come back.
-func openStore(ctx context.Context, t config.Target, embedded bool, log *slog.Logger) (backend.Store, error) {
+// openStore opens one target. A directory that cannot be opened now is a target that is away: the pool
+// decides whether it can do without, and it may come back.
+func openStore(ctx context.Context, t config.Target, makeDir bool, log *slog.Logger) (backend.Store, error) {
 	if t.Local != nil {
-		if _, err := os.Stat(filepath.Dir(t.Local.Dir)); embedded && errors.Is(err, fs.ErrNotExist) {
+		if makeDir {
 			return local.Open(t.Local.Dir, local.Options{Create: true})
 		}
 		s, err := local.OpenLate(t.Local.Dir)
