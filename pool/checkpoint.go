@@ -101,8 +101,7 @@ func (p *Pool) localCheckpoint(ctx context.Context) (*writeback.Frozen, error) {
 	return c.Frozen, nil
 }
 
-// checkpointIfDue publishes a checkpoint if the root names enough cuts. One that cannot be made leaves
-// the root naming cuts up to its own limit.
+// checkpointIfDue publishes a checkpoint if the root names enough cuts.
 func (p *Pool) checkpointIfDue(ctx context.Context) error {
 	if len(p.value().Cuts) < p.o.CheckpointCuts {
 		return nil

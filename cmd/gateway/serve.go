@@ -190,21 +190,10 @@ func listen(network, addr string) (net.Listener, error) {
 			c.Close()
 			return nil, fmt.Errorf("listen on %s: another process answers there; stop it, or configure another socket", addr)
 		}
-		if st, err := os.Lstat(addr); err == nil && st.Mode().Type() == os.ModeSocket {
-			if err := os.Remove(addr); err != nil {
-				return nil, fmt.Errorf("listen on %s: %w", addr, err)
-			}
-		}
 	}
-	l, err := net.Listen(network, addr)
+	l, err := nbd.Listen(network+"://"+addr, true)
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", addr, err)
-	}
-	if network == "unix" {
-		if err := os.Chmod(addr, 0o600); err != nil {
-			l.Close()
-			return nil, fmt.Errorf("listen on %s: %w", addr, err)
-		}
 	}
 	return l, nil
 }

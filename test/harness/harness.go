@@ -167,14 +167,8 @@ func (g *Gateway) Stop() int {
 	return g.ExitCode()
 }
 
-// Done is closed when the process has ended.
-func (g *Gateway) Done() <-chan struct{} { return g.done }
-
 // ExitCode is the ended process's; -1 if a signal ended it.
 func (g *Gateway) ExitCode() int { return g.cmd.ProcessState.ExitCode() }
-
-// PID is the process's id.
-func (g *Gateway) PID() int { return g.cmd.Process.Pid }
 
 // Log is what the gateway wrote on stderr so far.
 func (g *Gateway) Log() string { return g.log.String() }
@@ -267,12 +261,6 @@ func Need(t testing.TB, programs ...string) {
 			t.Fatalf("%s is not installed: run \"make test-tools\"", p)
 		}
 	}
-}
-
-// Socket is the unix socket of an nbd+unix URI.
-func Socket(uri string) string {
-	_, s, _ := strings.Cut(uri, "?socket=")
-	return s
 }
 
 func tail(s string, n int) string { return s[max(0, len(s)-n):] }
