@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -169,6 +170,26 @@ func (g *Gateway) Stop() int {
 
 // ExitCode is the ended process's; -1 if a signal ended it.
 func (g *Gateway) ExitCode() int { return g.cmd.ProcessState.ExitCode() }
+
+// WrittenBytes is how much the process has written to disks, page cache included, as the kernel counts.
+func (g *Gateway) WrittenBytes() int64 {
+	g.t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/io", g.cmd.Process.Pid))
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if n, ok := strings.CutPrefix(line, "write_bytes: "); ok {
+			bytes, err := strconv.ParseInt(strings.TrimSpace(n), 10, 64)
+			if err != nil {
+				g.t.Fatal(err)
+			}
+			return bytes
+		}
+	}
+	g.t.Fatalf("no write_bytes in %q", text)
+	return 0
+}
 
 // Log is what the gateway wrote on stderr so far.
 func (g *Gateway) Log() string { return g.log.String() }

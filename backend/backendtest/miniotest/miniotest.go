@@ -170,6 +170,7 @@ func (s *Server) Stop(t testing.TB) {
 		return
 	}
 	_ = s.cmd.Process.Signal(syscall.SIGTERM) // fails only if it has ended
+	_ = s.cmd.Process.Signal(syscall.SIGCONT) // it may be paused
 	select {
 	case <-s.exited:
 	case <-time.After(stopTimeout):
@@ -188,6 +189,19 @@ func (s *Server) Start(t testing.TB) {
 	}
 	if !s.launch(t) {
 		t.Fatalf("MinIO did not start again at %s:\n%s", s.address, s.log)
+	}
+}
+
+// Pause stops the server from answering, as a network that swallows packets would.
+func (s *Server) Pause(t testing.TB) { s.signal(t, syscall.SIGSTOP) }
+
+// Resume undoes Pause.
+func (s *Server) Resume(t testing.TB) { s.signal(t, syscall.SIGCONT) }
+
+func (s *Server) signal(t testing.TB, sig syscall.Signal) {
+	t.Helper()
+	if err := s.cmd.Process.Signal(sig); err != nil {
+		t.Fatal(err)
 	}
 }
 
