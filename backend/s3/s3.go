@@ -19,8 +19,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"net/http"
 	"net/url"
 	"time"
 
@@ -33,6 +31,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 
 	"graindisk/backend"
+	"graindisk/backend/transport"
 )
 
 // Options name a bucket and how to get at it.
@@ -42,6 +41,7 @@ type Options struct {
 	Region    string // default: what the SDK's own chain says; with an Endpoint, us-east-1
 	Endpoint  string // "http://127.0.0.1:9000"; default: Amazon's for the region
 	PathStyle bool   // bucket in the path and not in the host name; most other servers want it
+	CAFile    string // PEM file of certificate authorities, instead of the system's
 
 	// Credentials; without them the SDK's own chain is asked (environment, shared files, instance role).
 	AccessKey    string
@@ -110,7 +110,11 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if region == "" {
 		return nil, fmt.Errorf("s3: no region for bucket %s: give one, or set AWS_REGION", o.Bucket)
 	}
-	s := &Store{client: newClient(o, region, creds), bucket: o.Bucket, name: "s3://" + o.Bucket}
+	client, err := newClient(o, region, creds)
+	if err != nil {
+		return nil, fmt.Errorf("s3: %w", err)
+	}
+	s := &Store{client: client, bucket: o.Bucket, name: "s3://" + o.Bucket}
 	if o.Prefix != "" {
 		s.prefix = o.Prefix + "/"
 		s.name += "/" + o.Prefix
@@ -121,12 +125,16 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	return s, nil
 }
 
-func newClient(o Options, region string, creds aws.CredentialsProvider) *s3.Client {
+func newClient(o Options, region string, creds aws.CredentialsProvider) (*s3.Client, error) {
+	client, err := transport.New(transport.Options{CAFile: o.CAFile})
+	if err != nil {
+		return nil, err
+	}
 	so := s3.Options{
 		Region:       region,
 		Credentials:  taggedCredentials{creds},
 		UsePathStyle: o.PathStyle,
-		HTTPClient:   newHTTPClient(),
+		HTTPClient:   client,
 		Retryer: retry.NewStandard(func(r *retry.StandardOptions) {
 			r.MaxAttempts = 3
 			r.MaxBackoff = 500 * time.Millisecond
@@ -143,27 +151,7 @@ func newClient(o Options, region string, creds aws.CredentialsProvider) *s3.Clie
 	if o.Endpoint != "" {
 		so.BaseEndpoint = aws.String(o.Endpoint)
 	}
-	return s3.New(so)
-}
-
-// newHTTPClient is for HTTP/1.1, one connection per request in flight: a single HTTP/2 connection
-// would carry all of them, and be their bottleneck.
-func newHTTPClient() *http.Client {
-	return &http.Client{
-		Transport: &http.Transport{
-			Proxy:                 http.ProxyFromEnvironment,
-			DialContext:           (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
-			TLSHandshakeTimeout:   10 * time.Second,
-			ResponseHeaderTimeout: 60 * time.Second, // from the end of the request; ctx usually ends it before
-			MaxIdleConns:          64,
-			MaxIdleConnsPerHost:   64,
-			IdleConnTimeout:       15 * time.Second, // below the servers' own, so that a reused one is alive
-			DisableCompression:    true,             // lengths and ranges are those of the stored bytes
-			ReadBufferSize:        64 << 10,
-			WriteBufferSize:       64 << 10,
-		},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
+	return s3.New(so), nil
 }
 
 // String is "s3://bucket/prefix", and "at endpoint" if it is not Amazon's.

@@ -31,8 +31,9 @@ var layers = []struct {
 
 	{"backend", []string{"block"}}, // the contract
 	{"backend/local", []string{"backend", "block"}},
-	{"backend/s3", []string{"backend", "block"}},
-	{"backend/azure", []string{"backend", "block"}},
+	{"backend/transport", nil},
+	{"backend/s3", []string{"backend", "backend/transport", "block"}},
+	{"backend/azure", []string{"backend", "backend/transport", "block"}},
 	{"backend/adaptive", []string{"backend", "block"}},
 
 	{"tier", []string{"block", "internal/vfs"}},

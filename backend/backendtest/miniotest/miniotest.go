@@ -3,24 +3,19 @@
 package miniotest
 
 import (
-	"bytes"
 	"context"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
-	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
-	"time"
 
 	"github.com/minio/minio-go/v7"
 	"github.com/minio/minio-go/v7/pkg/credentials"
 
+	"graindisk/backend/backendtest/servertest"
 	"graindisk/backend/s3"
 )
 
@@ -33,47 +28,35 @@ const (
 	SecretKey = "graindisk-secret"
 )
 
-const (
-	startTimeout = 60 * time.Second // usually 1 s
-	stopTimeout  = 20 * time.Second // then it is killed
-	portTries    = 5                // a port found free may be taken before the server has it
-)
-
 // Server is one MinIO. Its methods must be called by one goroutine at a time, Store, Client and
 // Endpoint excepted.
 type Server struct {
+	servertest.Process
 	Endpoint string // "http://127.0.0.1:port"; the same for the server's whole life
 
-	binary, dir, address string
-	buckets              atomic.Int64
-	client               *minio.Client
-
-	cmd    *exec.Cmd
-	exited chan struct{} // closed once cmd has ended
-	log    *logBuffer
+	buckets atomic.Int64
+	client  *minio.Client
 }
 
 // Start starts a server that stops when the test ends. If the test fails, the end of the server's
 // log is in the test's.
 func Start(t testing.TB) *Server {
 	t.Helper()
-	s := &Server{binary: findBinary(t), dir: t.TempDir(), log: new(logBuffer)}
-	t.Cleanup(func() {
-		s.Stop(t)
-		if t.Failed() {
-			t.Logf("end of the MinIO log:\n%s", s.log)
+	binary, dir := findBinary(t), t.TempDir()
+	s := &Server{Process: servertest.Process{Name: "MinIO", Ready: "/minio/health/ready", Want: http.StatusOK}}
+	s.Command = func(address string) *exec.Cmd {
+		cmd := exec.Command(binary, "server", "--quiet",
+			"--address", address, "--certs-dir", filepath.Join(dir, "certs"), filepath.Join(dir, "data"))
+		cmd.Env = []string{
+			"HOME=" + dir, "PATH=" + os.Getenv("PATH"),
+			"MINIO_ROOT_USER=" + AccessKey, "MINIO_ROOT_PASSWORD=" + SecretKey, "MINIO_BROWSER=off", "MINIO_UPDATE=off",
 		}
-	})
-	for range portTries {
-		s.address = freeAddress(t)
-		s.Endpoint = "http://" + s.address
-		if s.launch(t) {
-			s.client = newClient(t, s.address)
-			return s
-		}
+		return cmd
 	}
-	t.Fatalf("MinIO did not start:\n%s", s.log)
-	return nil
+	s.Run(t)
+	s.Endpoint = "http://" + s.Address
+	s.client = newClient(t, s.Address)
+	return s
 }
 
 // findBinary is the path of the server's binary: GRAINDISK_MINIO, or where build.sh puts it.
@@ -93,16 +76,6 @@ func findBinary(t testing.TB) string {
 	return path
 }
 
-func freeAddress(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
 func newClient(t testing.TB, address string) *minio.Client {
 	t.Helper()
 	c, err := minio.New(address, &minio.Options{Creds: credentials.NewStaticV4(AccessKey, SecretKey, "")})
@@ -110,99 +83,6 @@ func newClient(t testing.TB, address string) *minio.Client {
 		t.Fatal(err)
 	}
 	return c
-}
-
-// launch starts the process and waits until it is ready. It returns false if the process has ended instead.
-func (s *Server) launch(t testing.TB) bool {
-	t.Helper()
-	s.cmd = exec.Command(s.binary, "server", "--quiet",
-		"--address", s.address, "--certs-dir", filepath.Join(s.dir, "certs"), filepath.Join(s.dir, "data"))
-	s.cmd.Env = []string{
-		"HOME=" + s.dir, "PATH=" + os.Getenv("PATH"),
-		"MINIO_ROOT_USER=" + AccessKey, "MINIO_ROOT_PASSWORD=" + SecretKey, "MINIO_BROWSER=off", "MINIO_UPDATE=off",
-	}
-	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
-	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // should the test die without its clean-up
-	s.exited = make(chan struct{})
-	started := make(chan error)
-	go func(cmd *exec.Cmd, exited chan struct{}) {
-		// Pdeathsig means the death of the thread that started it, so this one stays.
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		defer close(exited)
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			_ = cmd.Wait() // why it ended is in its log
-		}
-	}(s.cmd, s.exited)
-	if err := <-started; err != nil {
-		t.Fatalf("start %s: %v", s.binary, err)
-	}
-	return s.awaitReady(t)
-}
-
-func (s *Server) awaitReady(t testing.TB) bool {
-	t.Helper()
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Second}
-	deadline := time.After(startTimeout)
-	for {
-		if resp, err := client.Get(s.Endpoint + "/minio/health/ready"); err == nil {
-			resp.Body.Close()
-			if resp.StatusCode == http.StatusOK {
-				return true
-			}
-		}
-		select {
-		case <-s.exited:
-			return false
-		case <-deadline:
-			t.Fatalf("MinIO was not ready after %v:\n%s", startTimeout, s.log)
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
-}
-
-// Stop ends the server, as an outage would: what it stored stays. It may be started again.
-func (s *Server) Stop(t testing.TB) {
-	t.Helper()
-	if s.cmd == nil || s.cmd.Process == nil {
-		return
-	}
-	_ = s.cmd.Process.Signal(syscall.SIGTERM) // fails only if it has ended
-	_ = s.cmd.Process.Signal(syscall.SIGCONT) // it may be paused
-	select {
-	case <-s.exited:
-	case <-time.After(stopTimeout):
-		t.Logf("MinIO did not stop within %v, killing it", stopTimeout)
-		_ = s.cmd.Process.Kill()
-		<-s.exited
-	}
-	s.cmd = nil
-}
-
-// Start starts a stopped server again, with the same address and data.
-func (s *Server) Start(t testing.TB) {
-	t.Helper()
-	if s.cmd != nil {
-		t.Fatal("MinIO is running")
-	}
-	if !s.launch(t) {
-		t.Fatalf("MinIO did not start again at %s:\n%s", s.address, s.log)
-	}
-}
-
-// Pause stops the server from answering, as a network that swallows packets would.
-func (s *Server) Pause(t testing.TB) { s.signal(t, syscall.SIGSTOP) }
-
-// Resume undoes Pause.
-func (s *Server) Resume(t testing.TB) { s.signal(t, syscall.SIGCONT) }
-
-func (s *Server) signal(t testing.TB, sig syscall.Signal) {
-	t.Helper()
-	if err := s.cmd.Process.Signal(sig); err != nil {
-		t.Fatal(err)
-	}
 }
 
 // Client is the server's client by another hand: minio-go.
@@ -249,30 +129,4 @@ func (s *Server) Store(t testing.TB, bucket, prefix string) *s3.Store {
 		t.Fatal(err)
 	}
 	return store
-}
-
-// logBuffer keeps the last 64 KiB or so of what the server says.
-type logBuffer struct {
-	mu  sync.Mutex
-	buf []byte
-}
-
-const logBytesMax = 64 << 10
-
-// Write implements io.Writer.
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.buf = append(l.buf, p...)
-	if len(l.buf) > 2*logBytesMax {
-		l.buf = bytes.Clone(l.buf[len(l.buf)-logBytesMax:])
-	}
-	return len(p), nil
-}
-
-// String is what is kept.
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return string(l.buf)
 }
