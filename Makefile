@@ -12,7 +12,7 @@ PKGS := ./...
 RUN := ./run
 
 .DEFAULT_GOAL := build
-.PHONY: build run test test-tools minio race soak fuzz bench check fmt-check vet lint tidy-check import-check clean
+.PHONY: build run test test-tools minio azurite race soak fuzz bench check fmt-check vet lint tidy-check import-check clean
 
 build:
 	CGO_ENABLED=0 go build -trimpath -o bin/gateway ./cmd/gateway
@@ -29,16 +29,19 @@ test-tools:
 minio:
 	@test/minio/build.sh
 
-test: test-tools minio
+azurite:
+	@test/azure/install.sh
+
+test: test-tools minio azurite
 	@scripts/gotest.sh -count=1 -timeout 15m $(PKGS)
 
 # The same under the race detector, the gateway that the tests start included.
-race: test-tools minio
+race: test-tools minio azurite
 	@GRAINDISK_RACE=1 scripts/gotest.sh -race -count=1 -timeout 15m $(PKGS)
 
 soak: T = 1h
 soak: SEED = 1
-soak: test-tools minio
+soak: test-tools minio azurite
 	@GRAINDISK_SOAK=$(T) GRAINDISK_SEED=$(SEED) scripts/gotest.sh -count=1 -timeout 0 $(PKGS)
 
 fuzz: T = 1m

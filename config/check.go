@@ -168,15 +168,23 @@ func count(n int, what string) string {
 }
 
 func checkTarget(col *collector, key string, t Target) {
+	kinds := 0
+	for _, there := range []bool{t.S3 != nil, t.Azure != nil, t.Local != nil} {
+		if there {
+			kinds++
+		}
+	}
 	switch {
-	case t.S3 != nil && t.Local != nil:
-		col.add(Problem{Key: key, Msg: "has both s3 and local; a target is one of them"})
+	case kinds > 1:
+		col.add(Problem{Key: key, Msg: "names several stores; a target is one of s3, azure and local"})
 	case t.S3 != nil:
 		checkS3(col, key+".s3", *t.S3)
+	case t.Azure != nil:
+		checkAzure(col, key+".azure", *t.Azure)
 	case t.Local != nil:
 		checkAbs(col, key+".local.dir", t.Local.Dir)
 	case !col.bad(key):
-		col.add(Problem{Key: key, Msg: "names no store; it needs s3 or local"})
+		col.add(Problem{Key: key, Msg: "names no store; it needs s3, azure or local"})
 	}
 }
 
@@ -194,13 +202,9 @@ func checkS3(col *collector, key string, s S3) {
 	} else if len(s.Bucket) < 3 || len(s.Bucket) > 63 || strings.Trim(s.Bucket, "abcdefghijklmnopqrstuvwxyz0123456789.-") != "" {
 		col.add(Problem{Key: key + ".bucket", Value: s.Bucket, Msg: fmt.Sprintf("%q is no bucket name: 3 to 63 of a-z 0-9 . -", s.Bucket)})
 	}
-	if s.Endpoint != "" {
-		if u, err := url.Parse(s.Endpoint); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || strings.Trim(u.Path, "/") != "" || u.User != nil || u.RawQuery != "" {
-			col.add(Problem{Key: key + ".endpoint", Msg: "must be http://host[:port] or https://host[:port]"})
-		}
-	}
-	if err := checkPrefix(s.Prefix); err != nil {
-		col.add(Problem{Key: key + ".prefix", Value: s.Prefix, Msg: err.Error()})
+	checkPlace(col, key, s.Endpoint, s.Prefix, s.CAFile)
+	if u, err := url.Parse(s.Endpoint); err == nil && strings.Trim(u.Path, "/") != "" {
+		col.add(Problem{Key: key + ".endpoint", Msg: "must have no path"})
 	}
 	switch {
 	case (s.AccessKeyID == "") != (s.SecretAccessKey == ""):
@@ -217,6 +221,19 @@ func checkS3(col *collector, key string, s S3) {
 		if _, err := s.Credentials(); err != nil {
 			col.add(Problem{Key: key + ".credentials_file", Value: s.CredentialsFile, Msg: err.Error()})
 		}
+	}
+}
+
+// checkPlace checks what all stores on the network have.
+func checkPlace(col *collector, key, endpoint, prefix, caFile string) {
+	if u, err := url.Parse(endpoint); endpoint != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "") {
+		col.add(Problem{Key: key + ".endpoint", Msg: "must be http://host[:port] or https://host[:port]"}) // without the value: it may hold a secret
+	}
+	if err := checkPrefix(prefix); err != nil {
+		col.add(Problem{Key: key + ".prefix", Value: prefix, Msg: err.Error()})
+	}
+	if caFile != "" {
+		checkAbs(col, key+".ca_file", caFile)
 	}
 }
 
@@ -267,19 +284,24 @@ func (c *Config) checkDirs(col *collector) {
 	}
 }
 
-// checkPrefixes refuses S3 targets whose objects would mix.
+// checkPrefixes refuses targets on the network whose objects would mix.
 func (c *Config) checkPrefixes(col *collector) {
-	type place struct{ key, bucket, path string }
+	type place struct{ key, bucket, at, path string }
 	var places []place
 	for _, name := range slices.Sorted(maps.Keys(c.Pools)) {
 		for i, t := range c.Pools[name].Targets {
-			if t.S3 == nil {
+			var p place
+			switch key := fmt.Sprintf("pools.%s.targets[%d]", name, i); {
+			case t.S3 != nil:
+				p = place{key + ".s3", "bucket " + t.S3.Bucket, strings.TrimRight(t.S3.Endpoint, "/"), "/" + t.S3.Prefix}
+			case t.Azure != nil:
+				p = place{key + ".azure", "container " + t.Azure.Container, strings.TrimRight(t.Azure.Endpoint, "/") + "/" + t.Azure.Account, "/" + t.Azure.Prefix}
+			default:
 				continue
 			}
-			p := place{fmt.Sprintf("pools.%s.targets[%d].s3", name, i), strings.TrimRight(t.S3.Endpoint, "/") + "/" + t.S3.Bucket, "/" + t.S3.Prefix}
 			for _, q := range places {
-				if p.bucket == q.bucket && (below(p.path, q.path) || below(q.path, p.path)) {
-					col.add(Problem{Key: p.key, Msg: fmt.Sprintf("bucket %s and prefix %q share objects with %s, prefix %q", t.S3.Bucket, t.S3.Prefix, q.key, q.path[1:])})
+				if p.bucket == q.bucket && p.at == q.at && (below(p.path, q.path) || below(q.path, p.path)) {
+					col.add(Problem{Key: p.key, Msg: fmt.Sprintf("%s and prefix %q share objects with %s, prefix %q", p.bucket, p.path[1:], q.key, q.path[1:])})
 				}
 			}
 			places = append(places, p)

@@ -142,10 +142,11 @@ type Stripe struct {
 // String prints the profile as "2+1".
 func (s Stripe) String() string { return fmt.Sprintf("%d+%d", s.Data, s.Parity) }
 
-// Target is one place for shards: exactly one of S3 and Local is set.
+// Target is one place for shards: exactly one of S3, Azure and Local is set.
 type Target struct {
 	Name  string `yaml:"name"`
 	S3    *S3    `yaml:"s3,omitempty"`
+	Azure *Azure `yaml:"azure,omitempty"`
 	Local *Local `yaml:"local,omitempty"`
 }
 
@@ -156,6 +157,7 @@ type S3 struct {
 	Endpoint  string `yaml:"endpoint,omitempty"` // http://… or https://…; empty means AWS
 	PathStyle bool   `yaml:"path_style,omitempty"`
 	Prefix    string `yaml:"prefix,omitempty"`
+	CAFile    string `yaml:"ca_file,omitempty"` // PEM file of certificate authorities, instead of the system's
 
 	AccessKeyID     Secret `yaml:"access_key_id,omitempty"`
 	SecretAccessKey Secret `yaml:"secret_access_key,omitempty"`
@@ -163,6 +165,22 @@ type S3 struct {
 	// CredentialsFile is in the form of ~/.aws/credentials; Profile is its section, default "default".
 	CredentialsFile string `yaml:"credentials_file,omitempty"`
 	Profile         string `yaml:"profile,omitempty"`
+}
+
+// Azure is a blob container, or a prefix in one. Without a key, a SAS or a connection string the SDK's own
+// chain is asked.
+type Azure struct {
+	Account   string `yaml:"account,omitempty"` // may be left out with a connection string
+	Container string `yaml:"container"`
+	Endpoint  string `yaml:"endpoint,omitempty"` // empty means https://ACCOUNT.blob.core.windows.net
+	Prefix    string `yaml:"prefix,omitempty"`
+	CAFile    string `yaml:"ca_file,omitempty"` // PEM file of certificate authorities, instead of the system's
+
+	AccountKey       Secret `yaml:"account_key,omitempty"`
+	SAS              Secret `yaml:"sas,omitempty"`
+	ConnectionString Secret `yaml:"connection_string,omitempty"`
+	// CredentialsFile holds one of the three as KEY=VALUE, by the names above.
+	CredentialsFile string `yaml:"credentials_file,omitempty"`
 }
 
 // Local is a directory.

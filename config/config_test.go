@@ -151,7 +151,17 @@ func TestBrokenFiles(t *testing.T) {
 		{"two targets in one prefix", top + "pools: {main: {targets: [{name: a, s3: {bucket: bbb, prefix: x}}, {name: b, s3: {bucket: bbb, prefix: x/y}}], stripe: {data: 1}}}\n",
 			"line 3: pools.main.targets[1].s3: bucket bbb and prefix \"x/y\" share objects with pools.main.targets[0].s3, prefix \"x\"\n"},
 		{"a listener on the admin socket", pool + "listen: {nbd: ['unix:///d/admin.sock']}\n", "line 4: listen.nbd[0].address: \"unix:///d/admin.sock\" is that of the admin socket too\n"},
-		{"a store that is missing", top + "pools: {main: {targets: [{name: a}]}}\n", "line 3: pools.main.targets[0]: names no store; it needs s3 or local\n"},
+		{"a store that is missing", top + "pools: {main: {targets: [{name: a}]}}\n", "line 3: pools.main.targets[0]: names no store; it needs s3, azure or local\n"},
+		{"two stores in one target", top + "pools: {main: {targets: [{name: a, local: {dir: /t}, azure: {account: x, container: ccc}}]}}\n",
+			"line 3: pools.main.targets[0]: names several stores; a target is one of s3, azure and local\n"},
+		{"an Azure target that says little", top + "pools: {main: {targets: [{name: a, azure: {endpoint: 'https://u:secret@x'}}]}}\n",
+			"line 3: pools.main.targets[0].azure.container: the container is missing\n" +
+				"line 3: pools.main.targets[0].azure.endpoint: must be http://host[:port] or https://host[:port]\n" +
+				"line 3: pools.main.targets[0].azure.account: the account is missing\n"},
+		{"an Azure target with two secrets", top + "pools: {main: {targets: [{name: a, azure: {account: x, container: ccc, sas: secret, account_key: secret}}]}}\n",
+			"line 3: pools.main.targets[0].azure: has several of account_key, sas, connection_string and credentials_file; only one of them can be right\n"},
+		{"two targets in one container", top + "pools: {main: {targets: [{name: a, azure: {account: x, container: ccc}}, {name: b, azure: {account: x, container: ccc, prefix: y}}], stripe: {data: 1}}}\n",
+			"line 3: pools.main.targets[1].azure: container ccc and prefix \"y\" share objects with pools.main.targets[0].azure, prefix \"\"\n"},
 		{"no credentials file", top + "pools: {main: {targets: [{name: a, s3: {bucket: bbb, credentials_file: /does/not/exist}}]}}\n",
 			"line 3: pools.main.targets[0].s3.credentials_file: credentials file: stat /does/not/exist: no such file or directory\n"},
 	} {
@@ -413,4 +423,26 @@ func FuzzLoad(f *testing.F) {
 			t.Fatalf("accepted, but not as it is shown: %v\n%s", err, shown)
 		}
 	})
+}
+
+func TestAzureCredentialsFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "azure")
+	for text, want := range map[string]AzureCredentials{
+		"account_key=a2V5=\n":                                 {AccountKey: "a2V5="},
+		"# SAS of the backup\n\n sas = sv=1&sig=x= \n":        {SAS: "sv=1&sig=x="},
+		"connection_string=AccountName=a;AccountKey=a2V5=;\n": {ConnectionString: "AccountName=a;AccountKey=a2V5=;"},
+		"":            {},
+		"topsecret\n": {},
+	} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got, err := (&Azure{CredentialsFile: path}).Credentials()
+		if got != want || (err == nil) != (want != AzureCredentials{}) {
+			t.Errorf("%q: %#v, %v", text, got, err)
+		}
+		if err != nil && strings.Contains(err.Error(), "topsecret") {
+			t.Errorf("the error tells the secret: %v", err)
+		}
+	}
 }

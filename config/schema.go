@@ -20,7 +20,6 @@ var notBuilt = map[reflect.Type]map[string]string{
 		"allow": "access control by client certificate is not built yet",
 	},
 	reflect.TypeFor[Target](): {
-		"azure":   "Azure targets are not built yet",
 		"witness": "witness targets are not built yet",
 	},
 	reflect.TypeFor[Pool](): {

@@ -15,6 +15,7 @@ import (
 
 	"graindisk/api"
 	"graindisk/backend"
+	"graindisk/backend/azure"
 	"graindisk/backend/local"
 	"graindisk/backend/s3"
 	"graindisk/config"
@@ -124,12 +125,22 @@ func openStore(ctx context.Context, t config.Target, makeDir bool, log *slog.Log
 		}
 		return s, nil
 	}
+	if a := t.Azure; a != nil {
+		cred, err := a.Credentials()
+		if err != nil {
+			return nil, err
+		}
+		return azure.Open(azure.Options{
+			Account: a.Account, Container: a.Container, Prefix: a.Prefix, Endpoint: a.Endpoint, CAFile: a.CAFile,
+			AccountKey: string(cred.AccountKey), SAS: string(cred.SAS), ConnectionString: string(cred.ConnectionString),
+		})
+	}
 	cred, err := t.S3.Credentials()
 	if err != nil {
 		return nil, err
 	}
 	return s3.Open(ctx, s3.Options{
-		Bucket: t.S3.Bucket, Prefix: t.S3.Prefix, Region: t.S3.Region, Endpoint: t.S3.Endpoint, PathStyle: t.S3.PathStyle,
+		Bucket: t.S3.Bucket, Prefix: t.S3.Prefix, Region: t.S3.Region, Endpoint: t.S3.Endpoint, PathStyle: t.S3.PathStyle, CAFile: t.S3.CAFile,
 		AccessKey: string(cred.AccessKeyID), SecretKey: string(cred.SecretAccessKey), SessionToken: string(cred.SessionToken),
 	})
 }
