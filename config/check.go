@@ -97,6 +97,7 @@ func (c *Config) checkPool(col *collector, name string, disks map[string]string)
 		}
 		names[t.Name] = true
 		checkTarget(col, key, t)
+		checkLimits(col, key+".limits", t.Limits)
 	}
 	checkStripe(col, at, p)
 	for i, d := range p.Disks {

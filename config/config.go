@@ -148,6 +148,9 @@ type Target struct {
 	S3    *S3    `yaml:"s3,omitempty"`
 	Azure *Azure `yaml:"azure,omitempty"`
 	Local *Local `yaml:"local,omitempty"`
+
+	Limits Limits `yaml:"limits,omitempty"`
+	Prices Prices `yaml:"prices,omitempty"`
 }
 
 // S3 is a bucket, or a prefix in one. Without keys and credentials file the SDK's own chain is asked.

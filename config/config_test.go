@@ -31,6 +31,9 @@ func TestFullFileIsShownWithDefaultsAndWithoutSecrets(t *testing.T) {
 	if err != nil {
 		t.Fatalf("what show prints is refused: %v", err)
 	}
+	for _, x := range []*Config{c, again} {
+		x.Pools["main"].Targets[2].Azure.SAS = ""
+	}
 	for _, s := range []*S3{c.Pools["main"].Targets[1].S3, again.Pools["main"].Targets[1].S3} {
 		s.AccessKeyID, s.SecretAccessKey = "", "" // the one thing that does not come back
 	}
@@ -162,6 +165,11 @@ func TestBrokenFiles(t *testing.T) {
 			"line 3: pools.main.targets[0].azure: has several of account_key, sas, connection_string and credentials_file; only one of them can be right\n"},
 		{"two targets in one container", top + "pools: {main: {targets: [{name: a, azure: {account: x, container: ccc}}, {name: b, azure: {account: x, container: ccc, prefix: y}}], stripe: {data: 1}}}\n",
 			"line 3: pools.main.targets[1].azure: container ccc and prefix \"y\" share objects with pools.main.targets[0].azure, prefix \"\"\n"},
+		{"bad limits", top + "pools: {main: {targets: [{name: a, local: {dir: /t}, limits: {concurrency: 0, schedule: [{from: '8', to: '25:00'}]}, prices: {out_per_gb: -1}}]}}\n",
+			"line 3: pools.main.targets[0].limits.concurrency: \"0\" is not a number from 1 to 1024\n" +
+				"line 3: pools.main.targets[0].prices.out_per_gb: \"-1\" is not a number of at least 0\n" +
+				"line 3: pools.main.targets[0].limits.schedule[0].from: \"8\" is no time of day such as 08:30\n" +
+				"line 3: pools.main.targets[0].limits.schedule[0].to: \"25:00\" is no time of day such as 08:30\n"},
 		{"no credentials file", top + "pools: {main: {targets: [{name: a, s3: {bucket: bbb, credentials_file: /does/not/exist}}]}}\n",
 			"line 3: pools.main.targets[0].s3.credentials_file: credentials file: stat /does/not/exist: no such file or directory\n"},
 	} {

@@ -334,6 +334,10 @@ func checkScalar(t reflect.Type, f reflect.StructTag, s string) error {
 		if n, err := strconv.Atoi(s); err != nil || n < lo || n > hi {
 			return fmt.Errorf("%q is not a number from %d to %d", s, lo, hi)
 		}
+	case t.Kind() == reflect.Float64:
+		if x, err := strconv.ParseFloat(s, 64); err != nil || !(x >= 0 && x <= 1e9) {
+			return fmt.Errorf("%q is not a number of at least 0", s)
+		}
 	case t.Kind() == reflect.Bool:
 		if s != "true" && s != "false" {
 			return fmt.Errorf("%q is neither true nor false", s)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"graindisk/backend"
 	"graindisk/pool/root"
 )
 
@@ -98,6 +99,8 @@ type TargetStatus struct {
 	// Root is how its copy of the root was when the pool was opened: ok, missing, foreign, damaged or
 	// unreachable; empty if nobody has looked yet.
 	Root string `json:"root"`
+	// Health is what the store itself reports, if it does.
+	Health *backend.Health `json:"health,omitempty"`
 }
 
 // TierStatus is how the tier's slots are used.
@@ -133,6 +136,10 @@ func (p *Pool) Status() Status {
 		t := TargetStatus{Name: p.targetName(m.ID), Avoided: p.avoidedLocked(m.ID), Root: p.rootState(m.ID)}
 		if st, ok := p.store(m.ID); ok {
 			t.Where = st.String()
+			if w, ok := st.(backend.Watched); ok {
+				h := w.Health()
+				t.Health = &h
+			}
 		}
 		s.Targets = append(s.Targets, t)
 	}

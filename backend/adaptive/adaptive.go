@@ -88,7 +88,7 @@ type Store struct {
 	stats  *stats
 }
 
-var _ backend.Store = (*Store)(nil)
+var _ backend.Watched = (*Store)(nil)
 
 // New wraps inner.
 func New(inner backend.Store, o Options) *Store {
@@ -111,12 +111,12 @@ func New(inner backend.Store, o Options) *Store {
 // State is how the store is doing.
 func (s *Store) State() State { return s.health.current() }
 
-// Stats counts what was asked since New.
-func (s *Store) Stats() Stats {
-	st := s.stats.snapshot()
-	st.State, st.Since = s.health.since()
-	st.Concurrency = s.gate.size()
-	return st
+// Health implements backend.Watched.
+func (s *Store) Health() backend.Health {
+	h := s.stats.health()
+	state, since := s.health.since()
+	h.State, h.Since, h.Concurrency = state.String(), since, s.gate.size()
+	return h
 }
 
 // call is one operation on the store.

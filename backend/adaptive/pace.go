@@ -42,18 +42,6 @@ func (w Window) holds(now time.Time) bool {
 	return at >= w.From || at < w.To
 }
 
-// ParseClock reads a time of day, "08:30" or "24:00", as the duration since midnight.
-func ParseClock(s string) (time.Duration, error) {
-	if s == "24:00" {
-		return 24 * time.Hour, nil
-	}
-	t, err := time.Parse("15:04", s)
-	if err != nil {
-		return 0, fmt.Errorf("%q is no time of day such as 08:30", s)
-	}
-	return time.Duration(t.Hour())*time.Hour + time.Duration(t.Minute())*time.Minute, nil
-}
-
 // pace makes calls wait for the limits in force.
 type pace struct {
 	always Limits

@@ -1,6 +1,8 @@
 package adaptive
 
 import (
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -14,39 +16,13 @@ type Prices struct {
 	OutGB   float64 // 10^9 bytes read
 }
 
-// OpStats count one kind of call.
-type OpStats struct {
-	Calls   uint64 // attempts that reached the store
-	Retries uint64 // of them, not the first of their call
-	Bytes   int64  // carried by those that succeeded
-	Errors  map[backend.Class]uint64
-	// Latency counts attempts by how long they took: LatencyBounds[i] is the upper bound of Latency[i], the
-	// last one has none.
-	Latency [len(latencyBounds) + 1]uint64
-	Took    time.Duration // in all
-}
-
-var latencyBounds = [...]time.Duration{
-	time.Millisecond, 2 * time.Millisecond, 5 * time.Millisecond, 10 * time.Millisecond, 20 * time.Millisecond, 50 * time.Millisecond,
-	100 * time.Millisecond, 200 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second, 5 * time.Second, 15 * time.Second,
-}
-
-// LatencyBounds are the upper bounds of OpStats.Latency.
-func LatencyBounds() []time.Duration { return latencyBounds[:] }
-
-// Stats are counts since New, and the present state.
-type Stats struct {
-	Ops         map[Op]OpStats
-	Cost        float64 // by the prices given
-	State       State
-	Since       time.Time // of the state
-	Concurrency int       // present limit on calls under way
-}
+// latencyBounds are the upper bounds by which requests are counted, in seconds.
+var latencyBounds = []float64{0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 15}
 
 type stats struct {
 	prices Prices
 	mu     sync.Mutex
-	ops    [ops]OpStats
+	ops    [ops]backend.OpHealth
 	cost   float64
 }
 
@@ -62,18 +38,18 @@ func (s *stats) note(op Op, class backend.Class, bytes int64, took time.Duration
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	o := &s.ops[op]
-	o.Calls++
-	o.Took += took
-	i := 0
-	for i < len(latencyBounds) && took > latencyBounds[i] {
-		i++
+	if o.Requests == 0 {
+		o.Latency = make([]uint64, len(latencyBounds)+1)
 	}
+	o.Requests++
+	o.Took += took.Seconds()
+	i, _ := slices.BinarySearch(latencyBounds, took.Seconds())
 	o.Latency[i]++
 	if class != 0 {
 		if o.Errors == nil {
-			o.Errors = map[backend.Class]uint64{}
+			o.Errors = map[string]uint64{}
 		}
-		o.Errors[class]++
+		o.Errors[class.String()]++
 		bytes = 0
 	}
 	o.Bytes += bytes
@@ -87,18 +63,27 @@ func (s *stats) note(op Op, class backend.Class, bytes int64, took time.Duration
 	}
 }
 
-func (s *stats) snapshot() Stats {
+func (s *stats) health() backend.Health {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st := Stats{Ops: map[Op]OpStats{}, Cost: s.cost}
+	h := backend.Health{Cost: s.cost, Ops: map[string]backend.OpHealth{}}
 	for op := range ops {
-		o := s.ops[op]
-		errors := make(map[backend.Class]uint64, len(o.Errors))
-		for c, n := range o.Errors {
-			errors[c] = n
+		if o := s.ops[op]; o.Requests > 0 {
+			o.Latency, o.Bounds, o.Errors = slices.Clone(o.Latency), latencyBounds, maps.Clone(o.Errors)
+			o.P50, o.P99 = quantile(o.Latency, o.Requests, 0.5), quantile(o.Latency, o.Requests, 0.99)
+			h.Ops[op.String()] = o
 		}
-		o.Errors = errors
-		st.Ops[op] = o
 	}
-	return st
+	return h
+}
+
+// quantile is the bound below which a share q of the requests lies, or twice the highest bound.
+func quantile(counts []uint64, all uint64, q float64) float64 {
+	var sum uint64
+	for i, bound := range latencyBounds {
+		if sum += counts[i]; float64(sum) >= q*float64(all) {
+			return bound
+		}
+	}
+	return 2 * latencyBounds[len(latencyBounds)-1]
 }

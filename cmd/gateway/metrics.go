@@ -6,6 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"graindisk/backend"
 	"graindisk/frontend/nbd"
 	"graindisk/frontend/nbd/proto"
 )
@@ -64,13 +65,21 @@ func (m *metrics) nbd() nbd.Metrics {
 type poolCollector struct{ g *gateway }
 
 var (
-	descDiskDirty = prometheus.NewDesc("gateway_disk_unpublished_bytes", "Acknowledged bytes that no target holds yet.", []string{"disk"}, nil)
-	descDiskAge   = prometheus.NewDesc("gateway_disk_unpublished_age_seconds", "Age of the oldest of them.", []string{"disk"}, nil)
-	descCut       = prometheus.NewDesc("gateway_pool_published_cut", "Number of the newest published cut.", []string{"pool"}, nil)
-	descEpoch     = prometheus.NewDesc("gateway_pool_epoch", "Epoch under which the pool is held.", []string{"pool"}, nil)
-	descServing   = prometheus.NewDesc("gateway_pool_serving", "1 while the pool serves and publishes, 0 once it has stopped.", []string{"pool"}, nil)
-	descSlots     = prometheus.NewDesc("gateway_tier_slots", "Slots of the tier by what they hold.", []string{"pool", "state"}, nil)
-	descAvoided   = prometheus.NewDesc("gateway_target_avoided", "1 while a target is passed over because it failed.", []string{"pool", "target"}, nil)
+	descDiskDirty   = prometheus.NewDesc("gateway_disk_unpublished_bytes", "Acknowledged bytes that no target holds yet.", []string{"disk"}, nil)
+	descDiskAge     = prometheus.NewDesc("gateway_disk_unpublished_age_seconds", "Age of the oldest of them.", []string{"disk"}, nil)
+	descCut         = prometheus.NewDesc("gateway_pool_published_cut", "Number of the newest published cut.", []string{"pool"}, nil)
+	descEpoch       = prometheus.NewDesc("gateway_pool_epoch", "Epoch under which the pool is held.", []string{"pool"}, nil)
+	descServing     = prometheus.NewDesc("gateway_pool_serving", "1 while the pool serves and publishes, 0 once it has stopped.", []string{"pool"}, nil)
+	descSlots       = prometheus.NewDesc("gateway_tier_slots", "Slots of the tier by what they hold.", []string{"pool", "state"}, nil)
+	descState       = prometheus.NewDesc("gateway_target_state", "0 while a target is well, 1 while it is degraded, 2 while it is offline.", []string{"pool", "target"}, nil)
+	descConcurrency = prometheus.NewDesc("gateway_target_concurrency", "How many requests may be under way to a target, as it can bear now.", []string{"pool", "target"}, nil)
+	descCost        = prometheus.NewDesc("gateway_target_cost_total", "What the requests to a target cost by the configured prices.", []string{"pool", "target"}, nil)
+	descTook        = prometheus.NewDesc("gateway_target_request_duration_seconds", "How long requests to a target took, retries counted apart.", []string{"pool", "target", "op"}, nil)
+	descRetries     = prometheus.NewDesc("gateway_target_retries_total", "Requests that were sent again.", []string{"pool", "target", "op"}, nil)
+	descBytes       = prometheus.NewDesc("gateway_target_bytes_total", "Bytes carried by requests that succeeded.", []string{"pool", "target", "op"}, nil)
+	descErrors      = prometheus.NewDesc("gateway_target_errors_total", "Requests that failed, by class of error.", []string{"pool", "target", "op", "class"}, nil)
+
+	descAvoided = prometheus.NewDesc("gateway_target_avoided", "1 while a target is passed over because it failed.", []string{"pool", "target"}, nil)
 )
 
 // Describe implements prometheus.Collector.
@@ -94,7 +103,31 @@ func (c poolCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(descSlots, float64(p.Tier.Clean), p.Name, "clean")
 		for _, t := range p.Targets {
 			gauge(descAvoided, b2f(t.Avoided), p.Name, t.Name)
+			if t.Health != nil {
+				collectTarget(ch, *t.Health, p.Name, t.Name)
+			}
 		}
+	}
+}
+
+// collectTarget reports what one target was asked.
+func collectTarget(ch chan<- prometheus.Metric, h backend.Health, labels ...string) {
+	ch <- prometheus.MustNewConstMetric(descState, prometheus.GaugeValue, map[string]float64{"ok": 0, "degraded": 1, "offline": 2}[h.State], labels...)
+	ch <- prometheus.MustNewConstMetric(descConcurrency, prometheus.GaugeValue, float64(h.Concurrency), labels...)
+	ch <- prometheus.MustNewConstMetric(descCost, prometheus.CounterValue, h.Cost, labels...)
+	for op, o := range h.Ops {
+		l := append(labels[:len(labels):len(labels)], op)
+		ch <- prometheus.MustNewConstMetric(descRetries, prometheus.CounterValue, float64(o.Retries), l...)
+		ch <- prometheus.MustNewConstMetric(descBytes, prometheus.CounterValue, float64(o.Bytes), l...)
+		for class, n := range o.Errors {
+			ch <- prometheus.MustNewConstMetric(descErrors, prometheus.CounterValue, float64(n), append(l[:len(l):len(l)], class)...)
+		}
+		buckets, sum := map[float64]uint64{}, uint64(0)
+		for i, bound := range o.Bounds {
+			sum += o.Latency[i]
+			buckets[bound] = sum
+		}
+		ch <- prometheus.MustNewConstHistogram(descTook, o.Requests, o.Took, buckets, l...)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"graindisk/api"
 	"graindisk/backend"
+	"graindisk/backend/adaptive"
 	"graindisk/backend/azure"
 	"graindisk/backend/local"
 	"graindisk/backend/s3"
@@ -107,9 +108,28 @@ func poolOptions(ctx context.Context, cfg *config.Config, name string, log *slog
 		if err != nil {
 			return o, fmt.Errorf("pool %s: target %s: %w", name, t.Name, err)
 		}
-		o.Targets = append(o.Targets, pool.Target{Name: t.Name, Store: s})
+		o.Targets = append(o.Targets, pool.Target{Name: t.Name, Store: adapt(s, t, log)})
 	}
 	return o, nil
+}
+
+// adapt keeps a target's store within its limits and watches it.
+func adapt(s backend.Store, t config.Target, log *slog.Logger) *adaptive.Store {
+	o := adaptive.Options{
+		Limits: adaptive.Limits{
+			Concurrency: t.Limits.Concurrency, RequestsPerSecond: t.Limits.RequestsPerSecond,
+			UploadPerSecond: int64(t.Limits.Upload), DownloadPerSecond: int64(t.Limits.Download),
+		},
+		Prices: adaptive.Prices(t.Prices), Log: log.With("target", t.Name),
+	}
+	for _, w := range t.Limits.Schedule {
+		from, to := w.Bounds()
+		o.Schedule = append(o.Schedule, adaptive.Window{From: from, To: to, Limits: adaptive.Limits{
+			Concurrency: w.Concurrency, RequestsPerSecond: w.RequestsPerSecond,
+			UploadPerSecond: int64(w.Upload), DownloadPerSecond: int64(w.Download),
+		}})
+	}
+	return adaptive.New(s, o)
 }
 
 // openStore opens one target. A directory that cannot be opened now is a target that is away: the pool
