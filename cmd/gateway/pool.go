@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -13,6 +14,7 @@ import (
 
 func newPoolCmd(a *app) *cobra.Command {
 	return newGroupCmd("pool", "Create pools and show how they are",
+		newPoolCheckCmd(a),
 		newPoolCreateCmd(a),
 		newPoolStatusCmd(a),
 	)
@@ -98,6 +100,9 @@ func runPoolStatus(ctx context.Context, a *app, names []string) error {
 				state = "not asked yet"
 			case t.Root != "ok":
 				state = "its copy of the root is " + t.Root
+			}
+			if h := t.Health; h != nil && h.State != "ok" {
+				state += fmt.Sprintf(", %s since %s, %d requests at a time", h.State, h.Since.Local().Format(time.TimeOnly), h.Concurrency)
 			}
 			fmt.Fprintf(a.stdout, "  target %s: %s, %s\n", t.Name, state, t.Where)
 		}

@@ -34,6 +34,7 @@ var layers = []struct {
 	{"backend/transport", nil},
 	{"backend/s3", []string{"backend", "backend/transport", "block"}},
 	{"backend/azure", []string{"backend", "backend/transport", "block"}},
+	{"backend/probe", []string{"backend"}},
 	{"backend/adaptive", []string{"backend", "block"}},
 
 	{"tier", []string{"block", "internal/vfs"}},
