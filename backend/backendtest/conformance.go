@@ -39,6 +39,7 @@ func Run(t *testing.T, newStore func(t *testing.T) backend.Store) {
 		{"list prefixes", testListPrefix},
 		{"list pages", testListPages},
 		{"list while it changes", testListChanging},
+		{"many objects", testMany},
 		{"strange keys are refused", testBadKeys},
 		{"longest key", testLongKey},
 		{"buffers are not kept", testBuffers},

@@ -48,7 +48,7 @@ func Start(t testing.TB) *Server {
 		if err != nil {
 			t.Fatal(err)
 		}
-		cmd := exec.Command("node", main, "--blobHost", host, "--blobPort", port, "--location", dir, "--silent", "--disableTelemetry")
+		cmd := exec.Command("node", main, "--blobHost", host, "--blobPort", port, "--inMemoryPersistence", "--silent", "--disableTelemetry")
 		cmd.Env = []string{"HOME=" + dir, "PATH=" + os.Getenv("PATH")}
 		return cmd
 	}
