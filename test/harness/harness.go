@@ -171,6 +171,9 @@ func (g *Gateway) Stop() int {
 // ExitCode is the ended process's; -1 if a signal ended it.
 func (g *Gateway) ExitCode() int { return g.cmd.ProcessState.ExitCode() }
 
+// PID is the process id.
+func (g *Gateway) PID() int { return g.cmd.Process.Pid }
+
 // WrittenBytes is how much the process has written to disks, page cache included, as the kernel counts.
 func (g *Gateway) WrittenBytes() int64 {
 	g.t.Helper()

@@ -46,7 +46,7 @@ func (p *Process) Run(t testing.TB) {
 		}
 	})
 	for range portTries {
-		p.Address = freeAddress(t)
+		p.Address = FreeAddress(t)
 		if p.launch(t) {
 			return
 		}
@@ -54,7 +54,8 @@ func (p *Process) Run(t testing.TB) {
 	t.Fatalf("%s did not start:\n%s", p.Name, p.log.String())
 }
 
-func freeAddress(t testing.TB) string {
+// FreeAddress is a host:port of 127.0.0.1 where nobody listens at this moment.
+func FreeAddress(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
