@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"graindisk/block"
@@ -56,6 +57,7 @@ type Log struct {
 
 	idx  sync.RWMutex
 	gens []*generation // oldest first; the last is the active one
+	crcs checksums
 
 	mu       sync.Mutex
 	err      error // why the log takes no more
@@ -73,8 +75,10 @@ type Log struct {
 	ready    []readySlot
 	starved  bool // the queue waits for a slot
 	urgent   bool // … and UNMAP or OP records are in it
-	replay   *replayed
 	settling bool // recovered, and the horizon not told yet: no slot may change hands
+
+	// replay is what recovery read and has not put into gens yet; that is done once, when it is needed.
+	replay atomic.Pointer[replayed]
 
 	batch batch // scratch of whoever leads
 
@@ -138,25 +142,6 @@ func (l *Log) Written() Seq {
 	return l.written
 }
 
-// Pressure tells how full the tier is.
-type Pressure struct {
-	Slots int // of the tier
-	Busy  int // of them, not to be had: unpublished, or being filled
-	// Waiting means that appends wait for a slot.
-	Waiting bool
-	Dirty   Dirty
-}
-
-// Pressure reports how full the tier is, for the pacer.
-func (l *Log) Pressure() Pressure {
-	_, busy, _ := l.space.Counts()
-	p := Pressure{Slots: l.space.Slots(), Busy: busy, Dirty: l.Unpublished()}
-	l.mu.Lock()
-	p.Waiting = l.starved
-	l.mu.Unlock()
-	return p
-}
-
 // SpaceFreed says that slots may have become free or clean; appends waiting for one go on.
 func (l *Log) SpaceFreed() { poke(l.kick) }
 
@@ -204,6 +189,7 @@ func (l *Log) cleanLocked() {
 	keep := l.files[:0]
 	for _, f := range l.files {
 		if f.sealed && f.last <= l.horizon {
+			l.crcs.drop(f.slot)
 			l.space.SetClean(f.slot)
 			continue
 		}
@@ -232,7 +218,7 @@ func (l *Log) prepareSlots(ctx context.Context) {
 				break
 			}
 			if !got {
-				if l.Pressure().Waiting {
+				if l.waiting() {
 					poll.Reset(slotPoll)
 				}
 				break
