@@ -143,6 +143,13 @@ func (t *runs) leafFor(lba block.LBA) (ni, li int) {
 	return ni, lastAtMost(t.nodes[ni].firsts, lba)
 }
 
+// lastLeaf is the leaf with the highest LBAs; the tree is not empty.
+func (t *runs) lastLeaf() (ni, li int, leaf []run) {
+	ni = len(t.nodes) - 1
+	li = len(t.nodes[ni].leaves) - 1
+	return ni, li, t.nodes[ni].leaves[li]
+}
+
 // visit calls f with the runs that overlap [from, to), whole, in order, until f returns false.
 func (t *runs) visit(from, to block.LBA, f func(run) bool) {
 	if len(t.nodes) == 0 {
@@ -186,9 +193,13 @@ func (t *runs) setRun(r run) {
 		t.addNode(0, &runNode{firsts: []block.LBA{r.lba()}, leaves: [][]run{t.newLeaf(r)}})
 		return
 	}
-	ni, li := t.leafFor(r.lba())
-	leaf := t.nodes[ni].leaves[li]
-	i, j := overlap(leaf, r.lba(), r.end())
+	ni, li, leaf := t.lastLeaf()
+	i, j := len(leaf), len(leaf)
+	if leaf[i-1].end() > r.lba() { // not in order: look for the place
+		ni, li = t.leafFor(r.lba())
+		leaf = t.nodes[ni].leaves[li]
+		i, j = overlap(leaf, r.lba(), r.end())
+	}
 	if j == len(leaf) && t.leafAfterBegins(ni, li, r.end()) {
 		t.clear(r.lba(), r.end()) // across leaves: now nothing overlaps
 		t.setRun(r)
