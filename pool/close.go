@@ -40,6 +40,7 @@ func (p *Pool) Close(ctx context.Context) error {
 	perr := p.Publish(ctx)
 	p.pub.cancel()
 	<-p.pub.done
+	<-p.pub.local
 	// From here on this goroutine is the publisher.
 	switch {
 	case perr == nil:

@@ -182,6 +182,11 @@ type Pool struct {
 	names    map[block.TargetID]string
 	roots    map[block.TargetID]root.State // of its copy of the root, when it was last looked at
 
+	// mapsMu is held from a record of a change of the maps in the metadata log until the maps have
+	// changed, and over the making of a local checkpoint: that holds what the records before it say.
+	// It is taken before mu and never held while a target is waited for.
+	mapsMu sync.Mutex
+
 	mu       sync.Mutex
 	disks    map[string]*vdisk.Disk // live, by name
 	trees    map[block.DiskID]*densetree.Tree

@@ -376,3 +376,88 @@ func heapBytes() int64 {
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapAlloc)
 }
+
+// randomGenerations are two generations, the second after the first, on three disks.
+func randomGenerations(rng *rand.Rand) (old, young *generation, crcs checksums) {
+	crcs = checksums{1 << 12, make([]atomic.Pointer[[]uint32], 1), new(atomic.Int64)}
+	gens := []*generation{newGeneration(0), newGeneration(0)}
+	for i := range 1 + rng.IntN(600) {
+		g, disk := gens[i%2], block.DiskID(1+rng.IntN(3))
+		e := entry{Data, disk, rng.Uint64N(200), 1 + rng.Uint64N(6)}
+		place := tier.NewPlace(0, uint32(i*6))
+		switch rng.IntN(5) {
+		case 0:
+			e.kind = Unmap
+		case 1:
+			e = entry{Op, disk, 1, 1}
+		default:
+			crcs.put(place, make([]uint32, e.blocks))
+		}
+		g.apply(Seq(i+1), int64(i+1), e, place, []byte("x"))
+	}
+	return gens[0], gens[1], crcs
+}
+
+// seen is all that the generations, oldest first, know.
+func seen(crcs *checksums, gens ...*generation) (all [3][220]Found) {
+	for i := len(gens) - 1; i >= 0; i-- {
+		for disk := range all {
+			if d := gens[i].disks[block.DiskID(disk+1)]; d != nil {
+				d.lookup(0, all[disk][:], crcs)
+			}
+		}
+	}
+	return all
+}
+
+func (g *generation) recount() (units int) {
+	for _, d := range g.disks {
+		blocks := 0
+		d.data.visit(0, lbaMax, func(r run) bool { blocks += r.blocks(); return true })
+		units += blocks + d.holes.Len()
+	}
+	return units + len(g.ops)
+}
+
+// TestMergingChangesNoLookup merges a generation into the one before, at once and step by step.
+func TestMergingChangesNoLookup(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 3))
+	for range 200 {
+		old, young, crcs := randomGenerations(rng)
+		want := seen(&crcs, old, young)
+		oldest, last, ops := min(old.oldest, max(young.oldest, 1)), young.last, append(slices.Clone(old.ops), young.ops...)
+		if rng.IntN(2) == 0 {
+			old.merge(young)
+		} else {
+			for all := false; !all; {
+				all = old.takeOver(young, 1+rng.IntN(4))
+				if seen(&crcs, old, young) != want {
+					t.Fatalf("seed %d: a step changed a lookup", seed)
+				}
+				if old.units+young.units < old.recount() {
+					t.Fatalf("seed %d: %d and %d units, %d in the old one alone", seed, old.units, young.units, old.recount())
+				}
+			}
+			if len(young.disks) != 0 || young.units != 0 {
+				t.Fatalf("seed %d: %d disks, %d units are left behind", seed, len(young.disks), young.units)
+			}
+		}
+		if seen(&crcs, old) != want || old.oldest != oldest || old.last != last || fmt.Sprint(old.ops) != fmt.Sprint(ops) {
+			t.Fatalf("seed %d: merged, from %d to %d with %d operations, want %d to %d, %d", seed, old.oldest, old.last, len(old.ops), oldest, last, len(ops))
+		}
+		if old.units != old.recount() {
+			t.Fatalf("seed %d: %d units, %d counted", seed, old.units, old.recount())
+		}
+		opsOf := map[block.DiskID]int{}
+		for _, o := range old.ops {
+			opsOf[o.Disk]++
+		}
+		for id, d := range old.disks {
+			if d.ops != opsOf[id] {
+				t.Fatalf("seed %d: disk %d has %d operations, want %d", seed, id, d.ops, opsOf[id])
+			}
+		}
+	}
+}
