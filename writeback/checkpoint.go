@@ -403,7 +403,7 @@ func (g *generation) takeOver(from *generation, units int) (all bool) {
 			to.unmap(s, e)
 			units--
 		}
-		for d.holes.Len() == 0 && d.data.blocks > 0 && units > 0 {
+		for d.data.blocks > 0 && units > 0 {
 			for _, r := range d.data.takeLeaf() {
 				to.data.set(r.lba(), r.blocks(), r.place)
 				units--

@@ -506,16 +506,7 @@ func (l *Log) DropThrough(horizon Seq) error {
 	}
 	l.settling = false
 	l.cleanLocked()
-	kept := make(map[int]bool, len(l.files))
-	for _, f := range l.files {
-		kept[f.slot] = true
-	}
 	l.mu.Unlock()
-	for slot := range l.space.Slots() {
-		if !kept[slot] { // of published blocks that a checkpoint held
-			l.crcs.drop(slot)
-		}
-	}
 	l.SpaceFreed()
 	return nil
 }
