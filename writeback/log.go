@@ -34,6 +34,10 @@ type Options struct {
 	Log   *slog.Logger // default: discard
 	// Now tells the time of records, for ages only; default time.Now.
 	Now func() time.Time
+	// MaxExposure and MaxExposureAge bound what the loss of the host costs: while so many bytes are
+	// unpublished, or the oldest of them is so old, new writes wait (Admit). 0 is no bound.
+	MaxExposure    int64
+	MaxExposureAge time.Duration
 }
 
 func (o Options) withDefaults() Options {
@@ -81,6 +85,7 @@ type Log struct {
 	replay atomic.Pointer[replayed]
 
 	batch batch // scratch of whoever leads
+	gate  *gate // of appends with Data
 
 	meta metaLog
 	ckpt checkpointer
@@ -186,7 +191,7 @@ func (l *Log) Failed() error {
 
 // cleanLocked gives up the files that lie wholly at or below the horizon.
 func (l *Log) cleanLocked() {
-	keep := l.files[:0]
+	keep, all := l.files[:0], len(l.files)
 	for _, f := range l.files {
 		if f.sealed && f.last <= l.horizon {
 			l.crcs.drop(f.slot)
@@ -197,6 +202,9 @@ func (l *Log) cleanLocked() {
 	}
 	clear(l.files[len(keep):])
 	l.files = keep
+	if n := all - len(keep); n > 0 {
+		l.gate.freed(int64(n) * l.space.SlotBytes())
+	}
 }
 
 // prepareSlots keeps slots at hand until ctx ends, and wakes the queue when it waited for one.
@@ -218,7 +226,7 @@ func (l *Log) prepareSlots(ctx context.Context) {
 				break
 			}
 			if !got {
-				if l.waiting() {
+				if l.starving() {
 					poll.Reset(slotPoll)
 				}
 				break
