@@ -85,6 +85,7 @@ type Status struct {
 	PublishedCut          uint64         `json:"published_cut"`
 	UnpublishedBytes      int64          `json:"unpublished_bytes"`
 	UnpublishedAgeSeconds float64        `json:"unpublished_age_seconds"`
+	Exposure              ExposureStatus `json:"exposure"`
 	Stripe                string         `json:"stripe"`
 	Segments              int            `json:"segments"`
 	Targets               []TargetStatus `json:"targets"`
@@ -107,17 +108,20 @@ type TierStatus struct {
 	Free      int   `json:"free_slots"`
 	Busy      int   `json:"busy_slots"`
 	Clean     int   `json:"clean_slots"`
+	// IndexBytes is the memory of the index of unpublished writes.
+	IndexBytes int64 `json:"index_bytes"`
 }
 
 // Status reports on the pool.
 func (p *Pool) Status() Status {
-	u := p.log.Unpublished()
+	pr := p.log.Pressure()
+	u := pr.Dirty
 	s := Status{
 		Name: p.o.Name, UUID: p.uuid.String(), State: "serving", Epoch: p.epoch.Load(),
-		UnpublishedBytes: u.Bytes, UnpublishedAgeSeconds: age(u),
+		UnpublishedBytes: u.Bytes, UnpublishedAgeSeconds: age(u), Exposure: p.exposure(pr),
 	}
 	free, busy, clean := p.space.Counts()
-	s.Tier = TierStatus{SlotBytes: p.o.SlotBytes, Free: free, Busy: busy, Clean: clean}
+	s.Tier = TierStatus{SlotBytes: p.o.SlotBytes, Free: free, Busy: busy, Clean: clean, IndexBytes: p.log.IndexBytes()}
 	if !p.isClaimed() {
 		s.State = "claiming"
 	}

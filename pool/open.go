@@ -292,7 +292,8 @@ func (p *Pool) closeTier() error {
 }
 
 func (p *Pool) logOptions() writeback.Options {
-	return writeback.Options{Space: p.space, FS: p.o.FS, Dir: p.o.TierDir, Pool: writeback.UUID(p.uuid), Log: p.o.Log}
+	return writeback.Options{Space: p.space, FS: p.o.FS, Dir: p.o.TierDir, Pool: writeback.UUID(p.uuid), Log: p.o.Log,
+		MaxExposure: p.o.MaxExposure, MaxExposureAge: p.o.MaxExposureAge}
 }
 
 // openFresh opens the pool from the targets alone, into an empty tier, or into one whose log was made
