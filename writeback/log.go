@@ -235,6 +235,21 @@ func (l *Log) prepareSlots(ctx context.Context) {
 	}
 }
 
+// unsealedMax full files that are not sealed yet bring no more slots, so that recovery never scans more
+// than these, those that were at hand, and the current one. A tier that syncs more slowly than it is
+// written holds writers back here. [tune]
+const unsealedMax = 2
+
+// unsealedLocked counts the full files that are not sealed yet; they are the last but one and before.
+func (l *Log) unsealedLocked() (n int) {
+	for i := len(l.files) - 1; i >= 0 && !l.files[i].sealed; i-- {
+		if l.files[i].full {
+			n++
+		}
+	}
+	return n
+}
+
 // prepareOne gets one slot ready; false if there is none or none is needed.
 func (l *Log) prepareOne() (bool, error) {
 	l.mu.Lock()
@@ -254,8 +269,8 @@ func (l *Log) prepareOne() (bool, error) {
 			l.ready[i].reserved = false
 		}
 	}
-	enough := len(l.ready) >= aheadSlots
 	urgent := l.urgent && len(l.ready) == 0
+	enough := len(l.ready) >= aheadSlots || l.unsealedLocked() >= unsealedMax && !urgent
 	l.mu.Unlock()
 	if enough {
 		return false, nil

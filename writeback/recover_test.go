@@ -1,8 +1,10 @@
 package writeback
 
 import (
+	"context"
 	"errors"
 	"testing"
+	"time"
 
 	"graindisk/block"
 	"graindisk/internal/crashtest"
@@ -123,4 +125,37 @@ func TestPublishedBlocksLeaveNoChecksums(t *testing.T) {
 	}
 	r.expect(1000, 1)
 	r.expect(0, -1)
+}
+
+// TestUnsealedFilesAreFew holds sealing back while files fill: writers wait after a few, trims pass, and
+// all goes on by itself.
+func TestUnsealedFilesAreFew(t *testing.T) {
+	r := newRig(t, 40, 16)
+	r.log.meta.mu.Lock()
+	ctx, cancel := context.WithTimeout(bg, 10*time.Second)
+	defer cancel()
+	written := make(chan error, 1)
+	go func() {
+		for i := range 100 {
+			if _, err := r.log.Append(ctx, []Record{data(block.LBA(i), 1, 2, 3, 4)}); err != nil {
+				written <- err
+				return
+			}
+		}
+		written <- nil
+	}()
+	for !r.log.starving() {
+		time.Sleep(time.Millisecond)
+	}
+	r.log.mu.Lock()
+	n := r.log.unsealedLocked()
+	r.log.mu.Unlock()
+	if n > unsealedMax+aheadSlots+1 {
+		t.Errorf("%d full files are not sealed", n)
+	}
+	r.append(unmap(0, 1))
+	r.log.meta.mu.Unlock()
+	if err := <-written; err != nil {
+		t.Error(err)
+	}
 }
