@@ -37,7 +37,7 @@ func BenchmarkReopen(b *testing.B) {
 					l.Lookup(1, 0, found[:], &pins)
 					pins.Release()
 				}
-				b.ReportMetric(float64(l.IndexBytes())/float64(gib)/(1<<20), "indexMiB/GiB")
+				b.ReportMetric(float64(l.IndexBytes())/float64(l.Unpublished().Bytes)*(1<<10), "indexMiB/GiB")
 				l.Close()
 				l.space.Close()
 			})
