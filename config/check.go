@@ -85,6 +85,12 @@ func (c *Config) checkListen(col *collector) {
 func (c *Config) checkPool(col *collector, name string, disks map[string]string) {
 	p, at := c.Pools[name], "pools."+name
 	checkAtLeast(col, at+".max_dirty_age", p.MaxDirtyAge, maxDirtyAgeMin)
+	if key := at + ".max_exposure"; p.MaxExposure != 0 && p.MaxExposure < maxExposureMin && !col.bad(key) {
+		col.add(Problem{Key: key, Value: p.MaxExposure.String(), Msg: fmt.Sprintf("%v is less than %v", p.MaxExposure, maxExposureMin)})
+	}
+	if p.MaxExposureAge != 0 && !col.bad(at+".max_dirty_age") {
+		checkAtLeast(col, at+".max_exposure_age", p.MaxExposureAge, 2*p.MaxDirtyAge)
+	}
 	if len(p.Targets) == 0 {
 		col.addMissing(at+".targets", "the pool has no targets")
 	}

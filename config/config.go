@@ -129,8 +129,12 @@ type Pool struct {
 	Stripe Stripe `yaml:"stripe"`
 	// MaxDirtyAge bounds the age of unpublished writes while enough targets answer; default 30 s.
 	MaxDirtyAge time.Duration `yaml:"max_dirty_age"`
-	Targets     []Target      `yaml:"targets"`
-	Disks       []Disk        `yaml:"disks,omitempty"` // made at start if they are missing
+	// MaxExposure and MaxExposureAge are how much may be unpublished, and how old it may be: there new
+	// writes wait. Default 0, no bound; else at least 64 MiB, and twice MaxDirtyAge.
+	MaxExposure    Bytes         `yaml:"max_exposure,omitempty"`
+	MaxExposureAge time.Duration `yaml:"max_exposure_age,omitempty"`
+	Targets        []Target      `yaml:"targets"`
+	Disks          []Disk        `yaml:"disks,omitempty"` // made at start if they are missing
 }
 
 // Stripe is how many data and parity shards a segment has.
@@ -221,6 +225,7 @@ const (
 	RAMMin             = 16 * MiB
 	ramDefault         = 256 * MiB
 	maxDirtyAgeMin     = time.Second
+	maxExposureMin     = 64 * MiB // two full segments
 	maxDirtyAgeDefault = 30 * time.Second
 	shutdownDefault    = 45 * time.Second
 	socketPathMax      = 107 // sun_path holds 108 bytes with its closing zero

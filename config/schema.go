@@ -24,7 +24,6 @@ var notBuilt = map[reflect.Type]map[string]string{
 	},
 	reflect.TypeFor[Pool](): {
 		"fencing":      "pools without fencing are not built yet",
-		"max_exposure": "a bound on exposure is not built yet",
 		"enospc_after": "ENOSPC after a time is not built yet",
 		"encryption":   "encryption at rest is not built yet",
 	},

@@ -84,6 +84,8 @@ type checkpointer struct {
 // localCheckpoint freezes the log, writes the local checkpoint as of the freeze and returns the
 // frozen generation, which stays unpublished.
 func (p *Pool) localCheckpoint(ctx context.Context) (*writeback.Frozen, error) {
+	p.mapsMu.Lock()
+	defer p.mapsMu.Unlock()
 	c, err := p.log.FreezeAndRotate(ctx)
 	if err != nil {
 		return nil, err

@@ -41,6 +41,7 @@ func (p *Pool) Close(ctx context.Context) error {
 	perr := p.Publish(ctx)
 	p.pub.cancel()
 	<-p.pub.done
+	<-p.pub.local
 	// From here on this goroutine is the publisher.
 	switch {
 	case perr == nil:
@@ -85,6 +86,7 @@ type Status struct {
 	PublishedCut          uint64         `json:"published_cut"`
 	UnpublishedBytes      int64          `json:"unpublished_bytes"`
 	UnpublishedAgeSeconds float64        `json:"unpublished_age_seconds"`
+	Exposure              ExposureStatus `json:"exposure"`
 	Stripe                string         `json:"stripe"`
 	Segments              int            `json:"segments"`
 	Targets               []TargetStatus `json:"targets"`
@@ -109,17 +111,20 @@ type TierStatus struct {
 	Free      int   `json:"free_slots"`
 	Busy      int   `json:"busy_slots"`
 	Clean     int   `json:"clean_slots"`
+	// IndexBytes is the memory of the index of unpublished writes.
+	IndexBytes int64 `json:"index_bytes"`
 }
 
 // Status reports on the pool.
 func (p *Pool) Status() Status {
-	u := p.log.Unpublished()
+	pr := p.log.Pressure()
+	u := pr.Dirty
 	s := Status{
 		Name: p.o.Name, UUID: p.uuid.String(), State: "serving", Epoch: p.epoch.Load(),
-		UnpublishedBytes: u.Bytes, UnpublishedAgeSeconds: age(u),
+		UnpublishedBytes: u.Bytes, UnpublishedAgeSeconds: age(u), Exposure: p.exposure(pr),
 	}
 	free, busy, clean := p.space.Counts()
-	s.Tier = TierStatus{SlotBytes: p.o.SlotBytes, Free: free, Busy: busy, Clean: clean}
+	s.Tier = TierStatus{SlotBytes: p.o.SlotBytes, Free: free, Busy: busy, Clean: clean, IndexBytes: p.log.IndexBytes()}
 	if !p.isClaimed() {
 		s.State = "claiming"
 	}

@@ -285,6 +285,7 @@ func (w *world) stop() {
 	}
 	w.p.pub.cancel()
 	<-w.p.pub.done
+	<-w.p.pub.local
 	_ = w.p.closeTier() // the dead tier complains
 	w.p = nil
 }
@@ -445,6 +446,8 @@ func (c *client) step(ctx context.Context) error {
 		}
 		c.w.model.Flushed(d.id, mark)
 		return nil
+	case n < 20:
+		return c.p.checkpointHere(ctx)
 	}
 	var ops []vdisk.Op
 	var ids []uint64

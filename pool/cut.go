@@ -35,7 +35,8 @@ type publisher struct {
 
 	kick   chan chan<- error // a request for a cut; answered when it is published
 	cancel context.CancelFunc
-	done   chan struct{}
+	done   chan struct{} // of the publisher
+	local  chan struct{} // of keepLocal
 }
 
 // publish claims the pool, if that has not been done, and makes cuts until ctx ends.
@@ -118,19 +119,27 @@ func (p *Pool) makeCut(ctx context.Context) error {
 	if err := p.commitCut(ctx, rec, last.sealed.Info); err != nil {
 		return err
 	}
-	if err := p.log.AppendMeta(metaPublication, encodePublication(rec, rec.AllSegments(last.sealed.Info), indexes(stored))); err != nil {
+	if err := p.enterCut(f, rec, stored); err != nil {
+		return err
+	}
+	p.o.Log.Debug("cut published", "pool", p.o.Name, "cut", rec.Cut, "segments", len(stored), "horizon", rec.Horizon, "took", time.Since(start))
+	return p.checkpointIfDue(ctx)
+}
+
+// enterCut brings the tier and the maps up to a cut that the root has.
+func (p *Pool) enterCut(f *writeback.Frozen, rec *segment.CutRecord, stored []*storedSegment) error {
+	p.mapsMu.Lock()
+	defer p.mapsMu.Unlock()
+	last := stored[len(stored)-1].sealed.Info
+	if err := p.log.AppendMeta(metaPublication, encodePublication(rec, rec.AllSegments(last), indexes(stored))); err != nil {
 		return err
 	}
 	for _, s := range stored {
 		p.reader.Remember(s.sealed.Info, s.sealed.Index)
 		p.adopt(s)
 	}
-	p.applyCut(rec, last.sealed.Info, indexes(stored))
-	if err := p.log.Publish(f); err != nil {
-		return err
-	}
-	p.o.Log.Debug("cut published", "pool", p.o.Name, "cut", rec.Cut, "segments", len(stored), "horizon", rec.Horizon, "took", time.Since(start))
-	return p.checkpointIfDue(ctx)
+	p.applyCut(rec, last, indexes(stored))
+	return p.log.Publish(f)
 }
 
 // freeze fixes the next cut and makes the log stable through it. When the metadata log has grown

@@ -96,8 +96,12 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 		return nil, errors.Join(err, p.closeTier())
 	}
 	pctx, cancel := context.WithCancel(context.Background())
-	p.pub.cancel, p.pub.done = cancel, make(chan struct{})
+	p.pub.cancel, p.pub.done, p.pub.local = cancel, make(chan struct{}), make(chan struct{})
 	go p.publish(pctx)
+	go func() {
+		defer close(p.pub.local)
+		p.keepLocal(pctx)
+	}()
 	return p, nil
 }
 
@@ -288,7 +292,8 @@ func (p *Pool) closeTier() error {
 }
 
 func (p *Pool) logOptions() writeback.Options {
-	return writeback.Options{Space: p.space, FS: p.o.FS, Dir: p.o.TierDir, Pool: writeback.UUID(p.uuid), Log: p.o.Log}
+	return writeback.Options{Space: p.space, FS: p.o.FS, Dir: p.o.TierDir, Pool: writeback.UUID(p.uuid), Log: p.o.Log,
+		MaxExposure: p.o.MaxExposure, MaxExposureAge: p.o.MaxExposureAge}
 }
 
 // openFresh opens the pool from the targets alone, into an empty tier, or into one whose log was made
@@ -347,7 +352,12 @@ func withTakeover(err error) error {
 func (p *Pool) claim(ctx context.Context, o root.ClaimOptions) error {
 	o.Owner, o.OwnerName, o.Above = p.logID.String(), p.o.Host, p.epoch.Load()
 	o.Epoch = func(b root.Ballot) error {
+		p.mapsMu.Lock()
+		defer p.mapsMu.Unlock()
 		p.raiseEpoch(b.Epoch)
+		p.mu.Lock()
+		p.val.State = root.Held // claimed, or as good as: replaying the record says so too
+		p.mu.Unlock()
 		return p.log.AppendMeta(metaEpoch, encodeEpoch(b.Epoch))
 	}
 	v, err := p.reg.Claim(ctx, o)

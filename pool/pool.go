@@ -83,6 +83,10 @@ type Options struct {
 	SegmentBytes int64
 	// MaxDirtyAge is the age at which unpublished writes start a cut; default 30 s.
 	MaxDirtyAge time.Duration
+	// MaxExposure bytes unpublished, or some of them MaxExposureAge old, make new writes wait; default 0,
+	// no bound.
+	MaxExposure    int64
+	MaxExposureAge time.Duration
 	// CutBytes of unpublished writes start a cut; default 32 segments, at most half the log.
 	CutBytes int64
 	// CheckpointCuts is how many cuts the root names before a checkpoint is published; default 128, at
@@ -117,6 +121,9 @@ func (o Options) withDefaults() Options {
 	}
 	def(&o.SegmentBytes, 32<<20)
 	def(&o.CutBytes, min(32*o.SegmentBytes, o.TierBytes/2))
+	if o.MaxExposure > 0 {
+		o.CutBytes = min(o.CutBytes, max(block.Size, o.MaxExposure/2)) // publish before writes have to wait
+	}
 	def(&o.IndexBytes, 64<<20)
 	def(&o.CheckpointBytes, 16<<20)
 	if o.CheckpointCuts == 0 {
@@ -148,6 +155,9 @@ func (o Options) validate() error {
 	}
 	if o.Data < 1 || o.Data > 16 || o.Parity < 0 || o.Parity > 4 {
 		errs = append(errs, fmt.Errorf("stripe %d+%d: data must be 1 to 16 and parity 0 to 4", o.Data, o.Parity))
+	}
+	if o.MaxExposure < 0 || o.MaxExposureAge < 0 || o.MaxExposureAge > 0 && o.MaxExposureAge <= o.MaxDirtyAge {
+		errs = append(errs, fmt.Errorf("exposure of at most %d bytes and %v: must not be negative, and the age above %v, the age of a cut", o.MaxExposure, o.MaxExposureAge, o.MaxDirtyAge))
 	}
 	if o.CheckpointCuts < 1 || o.CheckpointCuts >= root.CutsMax {
 		errs = append(errs, fmt.Errorf("a checkpoint every %d cuts: must be 1 to %d", o.CheckpointCuts, root.CutsMax-1))
@@ -181,6 +191,11 @@ type Pool struct {
 	stores   map[block.TargetID]backend.Store
 	names    map[block.TargetID]string
 	roots    map[block.TargetID]root.State // of its copy of the root, when it was last looked at
+
+	// mapsMu is held from a record of a change of the maps in the metadata log until the maps have
+	// changed, and over the making of a local checkpoint: that holds what the records before it say.
+	// It is taken before mu and never held while a target is waited for.
+	mapsMu sync.Mutex
 
 	mu       sync.Mutex
 	disks    map[string]*vdisk.Disk // live, by name

@@ -228,6 +228,8 @@ func (p *Pool) loadCut(ctx context.Context, ref root.CutRef, record bool) error 
 	}
 	idx = append(idx, x)
 	// The maps on the tier must not miss a cut that later ones build on.
+	p.mapsMu.Lock()
+	defer p.mapsMu.Unlock()
 	if record {
 		if err := p.log.AppendMeta(metaPublication, encodePublication(rec, rec.AllSegments(last), idx)); err != nil {
 			return err

@@ -63,24 +63,34 @@ func (d *Disk) Prompt(ops []Op) bool {
 
 // writeSome applies the first op if it covers blocks partly, else all leading ops that do not.
 func (d *Disk) writeSome(ctx context.Context, ops []Op) (int, error) {
-	if ops[0].Kind == OpWrite || ops[0].partial() {
-		if err := d.o.Log.Admit(ctx); err != nil {
+	if ops[0].partial() {
+		if err := d.o.Log.Admit(ctx, int(ops[0].dataBytes())); err != nil {
+			return 0, err
+		}
+		return 1, d.writePartial(ctx, ops[0])
+	}
+	n := 0
+	bytes := int64(0)
+	for ; n < len(ops) && !ops[n].partial(); n++ {
+		if n > 0 && bytes == 0 && ops[n].Kind == OpWrite {
+			break // what needs no space does not wait with what does
+		}
+		bytes += ops[n].dataBytes()
+	}
+	if bytes > 0 {
+		if err := d.o.Log.Admit(ctx, int(bytes)); err != nil {
 			return 0, err
 		}
 	}
-	if ops[0].partial() {
-		return 1, d.writePartial(ctx, ops[0])
-	}
 	var locks lockSet
 	recs := make([]writeback.Record, 0, 8)
-	n := 0
-	for ; n < len(ops) && !ops[n].partial(); n++ {
-		lba, blocks := ops[n].inner()
+	for _, op := range ops[:n] {
+		lba, blocks := op.inner()
 		if blocks == 0 {
 			continue
 		}
 		locks.add(lba, blocks)
-		recs = append(recs, d.record(ops[n].Kind, lba, blocks, ops[n].Data))
+		recs = append(recs, d.record(op.Kind, lba, blocks, op.Data))
 	}
 	if len(recs) == 0 {
 		return n, nil
@@ -176,6 +186,17 @@ func (d *Disk) tryPartial(ctx context.Context, op Op, locks lockSet, edges []byt
 // partial tells whether the op changes a block without covering it.
 func (o Op) partial() bool {
 	return o.Kind != OpTrim && o.Len > 0 && (o.Off%block.Size != 0 || o.Len%block.Size != 0)
+}
+
+// dataBytes is about how much data the op brings to the log.
+func (o Op) dataBytes() int64 {
+	switch {
+	case o.Kind == OpWrite:
+		return o.Len
+	case o.partial():
+		return block.Size
+	}
+	return 0
 }
 
 // inner is the whole blocks within the op's range.

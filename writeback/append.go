@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"time"
 
 	"graindisk/block"
 	"graindisk/tier"
@@ -128,12 +127,13 @@ func (l *Log) Append(ctx context.Context, recs []Record) (Seq, error) {
 	if err != nil {
 		return 0, err
 	}
+	l.ensureIndex()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.err != nil {
 		return 0, l.err
 	}
-	l.replay, l.settling = nil, false
+	l.settling = false
 	l.queue = append(l.queue, w)
 	if !l.writing {
 		l.writing, w.lead = true, true
@@ -150,33 +150,6 @@ func (l *Log) Append(ctx context.Context, recs []Record) (Seq, error) {
 		l.passLeadLocked()
 	}
 	return w.last, w.err
-}
-
-// Admit waits while appends with Data wait for a slot. A caller that holds locks during Append calls
-// it first, so that hardly ever a lock is held for as long as the tier is full.
-func (l *Log) Admit(ctx context.Context) error {
-	for {
-		l.mu.Lock()
-		starved, err := l.starved, l.err
-		l.mu.Unlock()
-		if err != nil || !starved {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(slotPoll):
-		}
-	}
-}
-
-// Roomy tells whether an append of so many blocks of data would most likely go straight into the
-// current file, without waiting for a slot. It is a hint: other appends may come first.
-func (l *Log) Roomy(blocks int) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.err == nil && !l.starved && len(l.queue) == 0 && l.cur != nil && !l.cur.reserved &&
-		l.slotBlocks()-int(l.cur.end) >= 2*blocks+64
 }
 
 // waitLocked waits until w is told something, or takes it out of the queue when ctx ends.
@@ -408,7 +381,10 @@ func (l *Log) show(b *batch, now int64) {
 		if h.entries[i].kind == Op {
 			payload = slices.Clone(p.rec.Data)
 		}
-		g.apply(h.first+Seq(i), now, h.entries[i], place, p.crcs, payload)
+		if h.entries[i].kind == Data {
+			l.crcs.put(place, p.crcs)
+		}
+		g.apply(h.first+Seq(i), now, h.entries[i], place, payload)
 		place += tier.Place(p.n)
 	}
 	l.mu.Lock()

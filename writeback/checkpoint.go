@@ -10,8 +10,6 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/tidwall/btree"
-
 	"graindisk/block"
 	"graindisk/internal/vfs"
 	"graindisk/tier"
@@ -95,12 +93,21 @@ type ckptIndex struct {
 	pos   position
 	files []*logFile
 	gens  []*generation
+	crcs  checksums // of the blocks in gens
 }
 
 const ckptFileLen = 32
 
-func (x *ckptIndex) encode() []byte {
-	b := x.pos.append(nil)
+// encode gives the index in pieces of about ckptPiece bytes to write, which must not keep them.
+func (x *ckptIndex) encode(write func([]byte) error) error {
+	b := x.pos.append(make([]byte, 0, ckptPiece+ckptPiece/8))
+	var err error
+	flush := func(least int) {
+		if len(b) > least && err == nil {
+			err = write(b)
+			b = b[:0]
+		}
+	}
 	b = le.AppendUint32(b, uint32(len(x.files)))
 	b = le.AppendUint32(b, uint32(len(x.gens)))
 	for _, f := range x.files {
@@ -110,45 +117,49 @@ func (x *ckptIndex) encode() []byte {
 		b = le.AppendUint64(b, uint64(f.last))
 	}
 	for _, g := range x.gens {
-		f := Frozen{gen: g}
+		f := Frozen{gen: g, crcs: x.crcs}
+		disks := f.Disks()
 		b = le.AppendUint64(b, uint64(g.last))
 		b = le.AppendUint64(b, uint64(g.oldest))
-		b = le.AppendUint32(b, uint32(len(g.disks)))
+		b = le.AppendUint32(b, uint32(len(disks)))
 		b = le.AppendUint32(b, uint32(len(g.ops)))
-		for _, id := range f.Disks() {
+		for _, id := range disks {
+			d := g.disks[id]
 			b = le.AppendUint64(b, uint64(id))
-			b = le.AppendUint64(b, uint64(g.disks[id].oldest))
-			b = appendBlocks(b, f.Blocks(id), f.Holes(id))
+			b = le.AppendUint64(b, uint64(d.oldest))
+			b = le.AppendUint64(b, uint64(d.data.blocks))
+			b = le.AppendUint64(b, uint64(d.holes.Len()))
+			for r := range f.Runs(id) {
+				b = r.append(b)
+				flush(ckptPiece)
+			}
+			d.holes.Scan(func(s, e block.LBA) bool {
+				b = le.AppendUint64(b, uint64(s))
+				b = le.AppendUint64(b, uint64(e-s))
+				flush(ckptPiece)
+				return true
+			})
 		}
 		for _, op := range g.ops {
 			b = le.AppendUint64(b, uint64(op.Seq))
 			b = le.AppendUint32(b, uint32(op.Disk))
 			b = le.AppendUint32(b, uint32(len(op.Payload)))
 			b = append(b, op.Payload...)
+			flush(ckptPiece)
 		}
 	}
-	return b
+	flush(0)
+	return err
 }
 
-func appendBlocks(b []byte, blocks []Block, holes []Range) []byte {
-	b = le.AppendUint64(b, uint64(len(blocks)))
-	b = le.AppendUint64(b, uint64(len(holes)))
-	for len(blocks) > 0 {
-		n := 1
-		for n < len(blocks) && blocks[n].LBA == blocks[0].LBA+block.LBA(n) && blocks[n].Place == blocks[0].Place+tier.Place(n) {
-			n++
-		}
-		b = le.AppendUint64(b, uint64(blocks[0].LBA))
-		b = le.AppendUint64(b, uint64(blocks[0].Place))
-		b = le.AppendUint64(b, uint64(n))
-		for _, x := range blocks[:n] {
-			b = le.AppendUint32(b, x.CRC)
-		}
-		blocks = blocks[n:]
-	}
-	for _, h := range holes {
-		b = le.AppendUint64(b, uint64(h.LBA))
-		b = le.AppendUint64(b, h.Blocks)
+const ckptPiece = 1 << 20
+
+func (r *Run) append(b []byte) []byte {
+	b = le.AppendUint64(b, uint64(r.LBA))
+	b = le.AppendUint64(b, uint64(r.Place))
+	b = le.AppendUint64(b, uint64(r.Blocks))
+	for _, c := range r.CRCs {
+		b = le.AppendUint32(b, c)
 	}
 	return b
 }
@@ -194,12 +205,15 @@ func (r *reader) count(n uint64, size int) int {
 	return int(n)
 }
 
-func decodeCkptIndex(b []byte) (*ckptIndex, error) {
+// decodeCkptIndex reads an index whose blocks lie on the tier of crcs, and puts their checksums there.
+// Blocks in slots beyond it are left out: DropThrough refuses if they are needed. If crcs has no slots at
+// all, checksums are skipped.
+func decodeCkptIndex(b []byte, crcs checksums) (*ckptIndex, error) {
 	pos, err := decodePosition(b)
 	if err != nil {
 		return nil, err
 	}
-	x := &ckptIndex{pos: pos}
+	x := &ckptIndex{pos: pos, crcs: crcs}
 	r := &reader{b: b[positionLen:]}
 	files, gens := uint64(r.u32()), uint64(r.u32())
 	for range r.count(files, ckptFileLen) {
@@ -211,7 +225,7 @@ func decodeCkptIndex(b []byte) (*ckptIndex, error) {
 		x.files = append(x.files, f)
 	}
 	for range r.count(gens, 24) {
-		x.gens = append(x.gens, r.generation())
+		x.gens = append(x.gens, r.generation(&x.crcs))
 	}
 	if r.bad || len(r.b) != 0 {
 		return nil, errTorn
@@ -219,42 +233,51 @@ func decodeCkptIndex(b []byte) (*ckptIndex, error) {
 	return x, nil
 }
 
-func (r *reader) generation() *generation {
+func (r *reader) generation(crcs *checksums) *generation {
 	g := newGeneration(Seq(r.u64()))
 	g.oldest = int64(r.u64())
 	disks, ops := uint64(r.u32()), uint64(r.u32())
 	for range r.count(disks, 32) {
 		id := r.u64()
-		if id > 1<<32-1 {
+		if id > 1<<32-1 || g.disks[block.DiskID(id)] != nil {
 			r.bad = true
 		}
-		g.disks[block.DiskID(id)] = r.disk()
+		d := r.disk(crcs)
+		g.disks[block.DiskID(id)] = d
+		g.units += d.units()
 	}
 	for range r.count(ops, 16) {
 		op := OpRecord{Seq: Seq(r.u64()), Disk: block.DiskID(r.u32())}
 		op.Payload = slices.Clone(r.bytes(uint64(r.u32())))
+		g.disk(op.Disk, g.oldest).ops++
 		g.ops = append(g.ops, op)
+		g.units++
 	}
 	return g
 }
 
-func (r *reader) disk() *diskIndex {
+func (r *reader) disk(crcs *checksums) *diskIndex {
 	d := &diskIndex{oldest: int64(r.u64())}
 	blocks, holes := r.u64(), r.u64()
 	left := r.count(blocks, 4)
-	d.blocks = make(map[block.LBA]loc, left)
 	for left > 0 && !r.bad {
-		lba, place, n := block.LBA(r.u64()), tier.Place(r.u64()), r.u64()
-		if n == 0 || n > uint64(left) || place.Slot() >= tier.SlotsMax {
+		lba, place, n := r.u64(), tier.Place(r.u64()), r.u64()
+		if n == 0 || n > uint64(left) || lba > lbaMax-n || place.Slot() >= tier.SlotsMax {
 			r.bad = true
 			break
 		}
-		for i := range n {
-			d.blocks[lba+block.LBA(i)] = loc{place + tier.Place(i), r.u32()}
-		}
+		sums := r.bytes(4 * n)
 		left -= int(n)
+		if len(crcs.slots) > 0 {
+			if place.Slot() >= len(crcs.slots) {
+				continue
+			}
+			r.bad = r.bad || !crcs.putEncoded(place, sums)
+		}
+		if !r.bad {
+			d.data.set(block.LBA(lba), int(n), place)
+		}
 	}
-	d.holes = btree.Map[block.LBA, block.LBA]{}
 	for range r.count(holes, 16) {
 		lba, n := r.u64(), r.u64()
 		if n == 0 || n > lbaMax || lba > lbaMax-n {
@@ -268,8 +291,9 @@ func (r *reader) disk() *diskIndex {
 
 // checkpointer writes checkpoints, one at a time.
 type checkpointer struct {
-	mu         sync.Mutex
-	generation uint64 // of the newest valid one, 0 if there is none
+	mu         sync.Mutex // held over a checkpoint, from the freeze to the fold; before meta.mu
+	generation uint64     // of the newest valid one, 0 if there is none
+	firstMeta  uint64     // that the newest one written by this Log names
 }
 
 // Checkpoint is what FreezeAndRotate captured, to be written by WriteCheckpoint.
@@ -288,6 +312,8 @@ func (l *Log) FreezeAndRotate(ctx context.Context) (*Checkpoint, error) {
 	if err := l.Failed(); err != nil {
 		return nil, err
 	}
+	l.ckpt.mu.Lock()
+	defer l.ckpt.mu.Unlock()
 	c, err := l.rotateAndFreeze()
 	if err != nil {
 		return nil, err
@@ -305,8 +331,8 @@ func (l *Log) rotateAndFreeze() (*Checkpoint, error) {
 	if err := l.meta.rotateLocked(l.meta.number + 1); err != nil {
 		return nil, l.fail(err)
 	}
-	c := &Checkpoint{Frozen: l.Freeze(), firstMeta: l.meta.number, metaBytes: before}
-	c.index.pos = l.meta.pos
+	c := &Checkpoint{Frozen: l.freeze(), firstMeta: l.meta.number, metaBytes: before}
+	c.index.pos, c.index.crcs = l.meta.pos, c.Frozen.crcs
 	l.idx.RLock()
 	for _, g := range l.gens {
 		if g.last <= c.Frozen.Seq && g != l.gens[len(l.gens)-1] {
@@ -324,21 +350,102 @@ func (l *Log) rotateAndFreeze() (*Checkpoint, error) {
 	return c, nil
 }
 
-// WriteCheckpoint writes c with the pool's state into the older of the two slots and, once it is
-// stable, deletes the metadata files it replaces. After an error the checkpoint before it holds.
-// Of several checkpoints begun, write only the newest.
-func (l *Log) WriteCheckpoint(c *Checkpoint, state []byte) error {
+// Checkpoint writes a local checkpoint that ends no generation: it bounds recovery while nothing can be
+// published. state is called once, after which no AppendMeta is missing from what it returns: the
+// caller sees to it that none runs between the call of Checkpoint and the return of state. What is
+// appended meanwhile is folded into the index afterwards. Freeze waits for it.
+func (l *Log) Checkpoint(ctx context.Context, state func() ([]byte, error)) error {
 	if err := l.Failed(); err != nil {
 		return err
 	}
 	l.ckpt.mu.Lock()
 	defer l.ckpt.mu.Unlock()
+	c, err := l.rotateAndFreeze()
+	if err != nil {
+		return err
+	}
+	defer l.fold(c.Frozen.gen)
+	b, err := state()
+	if err != nil {
+		return err
+	}
+	if err := l.syncThrough(ctx, c.Frozen.Seq); err != nil {
+		return fmt.Errorf("checkpoint at %d: %w", c.Frozen.Seq, err)
+	}
+	return l.writeCheckpointLocked(c, b)
+}
+
+// foldUnits is how much is folded under one hold of the index lock: less than a millisecond.
+const foldUnits = 1024
+
+// fold puts the active generation back into g, which a checkpoint split off before it and nobody else
+// has. Each step leaves every lookup what it was.
+func (l *Log) fold(g *generation) {
+	for done := false; !done; {
+		l.idx.Lock()
+		n := len(l.gens)
+		if done = g.takeOver(l.gens[n-1], foldUnits); done {
+			l.gens = slices.Delete(l.gens, n-1, n) // g is the active one again
+		}
+		l.idx.Unlock()
+	}
+}
+
+// takeOver moves about so many holes and runs of the generation after g into g; it reports true when
+// nothing is left of that. On each disk holes go first: a block that leaves a generation where a hole
+// covers it would be hidden by that hole.
+func (g *generation) takeOver(from *generation, units int) (all bool) {
+	for id, d := range from.disks {
+		to := g.disk(id, d.oldest)
+		before, beforeFrom := to.units(), d.units()
+		for s, e, ok := d.holes.Min(); ok && units > 0; s, e, ok = d.holes.Min() {
+			d.holes.Delete(s)
+			to.unmap(s, e)
+			units--
+		}
+		for d.data.blocks > 0 && units > 0 {
+			for _, r := range d.data.takeLeaf() {
+				to.data.set(r.lba(), r.blocks(), r.place)
+				units--
+			}
+		}
+		if units > 0 {
+			to.ops += d.ops
+			delete(from.disks, id)
+			d.ops = 0
+		}
+		g.units += to.units() - before
+		from.units += d.units() - beforeFrom
+		if units <= 0 {
+			return false
+		}
+	}
+	g.mergeRest(from)
+	return true
+}
+
+// WriteCheckpoint writes c with the pool's state into the older of the two slots and, once it is
+// stable, deletes the metadata files it replaces. After an error the checkpoint before it holds. If a
+// checkpoint that was begun later is written already, that holds more than c, and nothing is done.
+func (l *Log) WriteCheckpoint(c *Checkpoint, state []byte) error {
+	l.ckpt.mu.Lock()
+	defer l.ckpt.mu.Unlock()
+	return l.writeCheckpointLocked(c, state)
+}
+
+func (l *Log) writeCheckpointLocked(c *Checkpoint, state []byte) error {
+	if err := l.Failed(); err != nil {
+		return err
+	}
+	if c.firstMeta <= l.ckpt.firstMeta {
+		return nil
+	}
 	gen := l.ckpt.generation + 1
 	name := path.Join(l.opts.Dir, ckptName(gen))
 	if err := l.writeCkpt(name, gen, c, state); err != nil {
 		return fmt.Errorf("write checkpoint %s: %w", name, err)
 	}
-	l.ckpt.generation = gen
+	l.ckpt.generation, l.ckpt.firstMeta = gen, c.firstMeta
 	l.meta.mu.Lock()
 	l.meta.bytes -= c.metaBytes
 	l.meta.mu.Unlock()
@@ -355,10 +462,18 @@ func (l *Log) writeCkpt(name string, gen uint64, c *Checkpoint, state []byte) (e
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	index := c.index.encode()
 	h := ckptHeader{log: l.id, generation: gen, firstMeta: c.firstMeta, seq: c.Frozen.Seq,
-		indexLen: uint64(len(index)), stateLen: uint64(len(state)), indexCRC: block.CRC(index), stateCRC: block.CRC(state)}
-	if err := f.WritevAt([][]byte{index, state}, block.Size); err != nil {
+		stateLen: uint64(len(state)), stateCRC: block.CRC(state)}
+	err = c.index.encode(func(p []byte) error {
+		_, err := f.WriteAt(p, block.Size+int64(h.indexLen))
+		h.indexLen += uint64(len(p))
+		h.indexCRC = crcSeeded(h.indexCRC, p)
+		return err
+	})
+	if err == nil && len(state) > 0 {
+		_, err = f.WriteAt(state, block.Size+int64(h.indexLen))
+	}
+	if err != nil {
 		return err
 	}
 	if err := f.Sync(); err != nil {
@@ -409,8 +524,8 @@ func metaNumbers(fsys vfs.FS, dir string) (list []uint64, err error) {
 	return list, nil
 }
 
-// readCkpt reads one slot; errTorn if it holds no whole checkpoint.
-func readCkpt(fsys vfs.FS, name string) (h ckptHeader, x *ckptIndex, state []byte, err error) {
+// readCkpt reads one slot, into crcs too; errTorn if it holds no whole checkpoint.
+func readCkpt(fsys vfs.FS, name string, crcs checksums) (h ckptHeader, x *ckptIndex, state []byte, err error) {
 	b, err := readAll(fsys, name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return h, nil, nil, errTorn
@@ -418,10 +533,10 @@ func readCkpt(fsys vfs.FS, name string) (h ckptHeader, x *ckptIndex, state []byt
 	if err != nil {
 		return h, nil, nil, err
 	}
-	return parseCkpt(b)
+	return parseCkpt(b, crcs)
 }
 
-func parseCkpt(b []byte) (h ckptHeader, x *ckptIndex, state []byte, err error) {
+func parseCkpt(b []byte, crcs checksums) (h ckptHeader, x *ckptIndex, state []byte, err error) {
 	if h, err = decodeCkptHeader(b); err != nil {
 		return h, nil, nil, err
 	}
@@ -430,8 +545,8 @@ func parseCkpt(b []byte) (h ckptHeader, x *ckptIndex, state []byte, err error) {
 	if r.bad || block.CRC(index) != h.indexCRC || block.CRC(state) != h.stateCRC {
 		return h, nil, nil, errTorn
 	}
-	x, err = decodeCkptIndex(index)
-	return h, x, state, err
+	x, err = decodeCkptIndex(index, crcs)
+	return h, x, slices.Clone(state), err
 }
 
 func readAll(fsys vfs.FS, name string) ([]byte, error) {

@@ -165,7 +165,7 @@ func (h *history) randomUnit() unit {
 }
 
 func (h *history) step() error {
-	switch n := h.rng.IntN(20); {
+	switch n := h.rng.IntN(21); {
 	case n < 12:
 		return h.append(1 + h.rng.IntN(4))
 	case n < 15:
@@ -176,7 +176,21 @@ func (h *history) step() error {
 	case n < 19:
 		return h.publish()
 	}
+	if h.rng.IntN(2) == 0 {
+		return h.checkpointBetween()
+	}
 	return h.checkpoint()
+}
+
+// checkpointBetween writes a checkpoint that ends no generation, with records appended after its freeze.
+func (h *history) checkpointBetween() error {
+	return h.log.Checkpoint(h.ctx, func() ([]byte, error) {
+		state := binary.LittleEndian.AppendUint64(nil, uint64(h.horizon))
+		if h.log.Pressure().Busy > testSlots-6 {
+			return state, nil // append would publish, which may freeze
+		}
+		return state, h.append(1 + h.rng.IntN(4))
+	})
 }
 
 func (h *history) append(n int) error {

@@ -63,7 +63,7 @@ func describeIdentity(w io.Writer, b []byte) error {
 }
 
 func describeCkpt(w io.Writer, b []byte) error {
-	h, x, state, err := parseCkpt(b)
+	h, x, state, err := parseCkpt(b, checksums{})
 	if err != nil {
 		return err
 	}

@@ -145,9 +145,10 @@ func writeIdentity(o Options, id identity) (err error) {
 
 // newLog is a log with nothing in it, under a new term.
 func newLog(o Options, id UUID) *Log {
-	l := &Log{opts: o, fs: o.FS, space: o.Space, id: id, term: newUUID()}
+	l := &Log{opts: o, fs: o.FS, space: o.Space, id: id, term: newUUID(), crcs: newChecksums(o.Space)}
 	l.meta = metaLog{fs: o.FS, dir: o.Dir, log: id, term: l.term, seq: 1}
 	l.gens = []*generation{newGeneration(0)}
+	l.gate = newGate(o.Now, o.Space.SlotBytes()/marginShare, l.zone, l.shut)
 	return l
 }
 

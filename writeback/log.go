@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"graindisk/block"
@@ -33,6 +34,10 @@ type Options struct {
 	Log   *slog.Logger // default: discard
 	// Now tells the time of records, for ages only; default time.Now.
 	Now func() time.Time
+	// MaxExposure and MaxExposureAge bound what the loss of the host costs: while so many bytes are
+	// unpublished, or the oldest of them is so old, new writes wait (Admit). 0 is no bound.
+	MaxExposure    int64
+	MaxExposureAge time.Duration
 }
 
 func (o Options) withDefaults() Options {
@@ -56,6 +61,7 @@ type Log struct {
 
 	idx  sync.RWMutex
 	gens []*generation // oldest first; the last is the active one
+	crcs checksums
 
 	mu       sync.Mutex
 	err      error // why the log takes no more
@@ -73,10 +79,13 @@ type Log struct {
 	ready    []readySlot
 	starved  bool // the queue waits for a slot
 	urgent   bool // … and UNMAP or OP records are in it
-	replay   *replayed
 	settling bool // recovered, and the horizon not told yet: no slot may change hands
 
+	// replay is what recovery read and has not put into gens yet; that is done once, when it is needed.
+	replay atomic.Pointer[replayed]
+
 	batch batch // scratch of whoever leads
+	gate  *gate // of appends with Data
 
 	meta metaLog
 	ckpt checkpointer
@@ -138,25 +147,6 @@ func (l *Log) Written() Seq {
 	return l.written
 }
 
-// Pressure tells how full the tier is.
-type Pressure struct {
-	Slots int // of the tier
-	Busy  int // of them, not to be had: unpublished, or being filled
-	// Waiting means that appends wait for a slot.
-	Waiting bool
-	Dirty   Dirty
-}
-
-// Pressure reports how full the tier is, for the pacer.
-func (l *Log) Pressure() Pressure {
-	_, busy, _ := l.space.Counts()
-	p := Pressure{Slots: l.space.Slots(), Busy: busy, Dirty: l.Unpublished()}
-	l.mu.Lock()
-	p.Waiting = l.starved
-	l.mu.Unlock()
-	return p
-}
-
 // SpaceFreed says that slots may have become free or clean; appends waiting for one go on.
 func (l *Log) SpaceFreed() { poke(l.kick) }
 
@@ -201,9 +191,10 @@ func (l *Log) Failed() error {
 
 // cleanLocked gives up the files that lie wholly at or below the horizon.
 func (l *Log) cleanLocked() {
-	keep := l.files[:0]
+	keep, all := l.files[:0], len(l.files)
 	for _, f := range l.files {
 		if f.sealed && f.last <= l.horizon {
+			l.crcs.drop(f.slot)
 			l.space.SetClean(f.slot)
 			continue
 		}
@@ -211,6 +202,9 @@ func (l *Log) cleanLocked() {
 	}
 	clear(l.files[len(keep):])
 	l.files = keep
+	if n := all - len(keep); n > 0 {
+		l.gate.freed(int64(n) * l.space.SlotBytes())
+	}
 }
 
 // prepareSlots keeps slots at hand until ctx ends, and wakes the queue when it waited for one.
@@ -232,13 +226,28 @@ func (l *Log) prepareSlots(ctx context.Context) {
 				break
 			}
 			if !got {
-				if l.Pressure().Waiting {
+				if l.starving() {
 					poll.Reset(slotPoll)
 				}
 				break
 			}
 		}
 	}
+}
+
+// unsealedMax full files that are not sealed yet bring no more slots, so that recovery never scans more
+// than these, those that were at hand, and the current one. A tier that syncs more slowly than it is
+// written holds writers back here. [tune]
+const unsealedMax = 2
+
+// unsealedLocked counts the full files that are not sealed yet; they are the last but one and before.
+func (l *Log) unsealedLocked() (n int) {
+	for i := len(l.files) - 1; i >= 0 && !l.files[i].sealed; i-- {
+		if l.files[i].full {
+			n++
+		}
+	}
+	return n
 }
 
 // prepareOne gets one slot ready; false if there is none or none is needed.
@@ -260,8 +269,8 @@ func (l *Log) prepareOne() (bool, error) {
 			l.ready[i].reserved = false
 		}
 	}
-	enough := len(l.ready) >= aheadSlots
 	urgent := l.urgent && len(l.ready) == 0
+	enough := len(l.ready) >= aheadSlots || l.unsealedLocked() >= unsealedMax && !urgent
 	l.mu.Unlock()
 	if enough {
 		return false, nil

@@ -173,26 +173,43 @@ func decodePosition(b []byte) (p position, err error) {
 // end is the file's length in blocks, end crc that of its last batch header, time that of its first
 // batch, at the block in the slot where the record's payload starts.
 type sealedFile struct {
-	slot    uint32
-	end     uint32
-	file    uint64
-	term    UUID
-	first   Seq
-	endCRC  uint32
-	time    int64
-	records []sealedRecord
+	slot   uint32
+	end    uint32
+	file   uint64
+	term   UUID
+	first  Seq
+	endCRC uint32
+	time   int64
+	n      int    // records
+	body   []byte // the records, encoded
 }
 
+// sealedRecord is one record; the slices alias the file's body.
 type sealedRecord struct {
 	entry
 	at      uint32
-	crcs    []uint32
-	payload []byte
+	crcs    []byte // encoded
+	payload []byte // of Op
 }
 
 const sealedFixed = 56
 
-func (s *sealedFile) last() Seq { return s.first + Seq(len(s.records)) - 1 }
+func (s *sealedFile) last() Seq { return s.first + Seq(s.n) - 1 }
+
+// add adds the records of the file's next batch.
+func (s *sealedFile) add(h *batchHeader, payload []byte) {
+	if s.n == 0 {
+		s.time = h.time
+	}
+	s.n += len(h.entries)
+	s.body = h.appendSealed(s.body, func(i int) []byte {
+		at := uint64(0)
+		for _, e := range h.entries[:i] {
+			at += e.payloadBlocks()
+		}
+		return payload[at*block.Size:][:h.entries[i].lba]
+	})
+}
 
 // encodeSealed is the payload of a file's Sealed record, given its encoded records.
 func encodeSealed(f *logFile, records []byte) []byte {
@@ -236,49 +253,53 @@ func decodeSealed(b []byte) (*sealedFile, error) {
 		first: Seq(le.Uint64(b[32:])), endCRC: le.Uint32(b[44:]), time: int64(le.Uint64(b[48:]))}
 	copy(s.term[:], b[16:])
 	n := le.Uint32(b[40:])
-	b = b[sealedFixed:]
-	if s.slot >= tier.SlotsMax || n == 0 || uint64(n) > uint64(len(b)/(entryLen+4)) {
+	s.body = b[sealedFixed:]
+	if s.slot >= tier.SlotsMax || n == 0 || uint64(n) > uint64(len(s.body)/(entryLen+4)) {
 		return nil, errTorn
 	}
-	s.records = make([]sealedRecord, n)
-	for i := range s.records {
-		r := &s.records[i]
-		if len(b) < entryLen+4 {
-			return nil, errTorn
-		}
-		if err := r.decode(b); err != nil {
-			return nil, err
-		}
-		r.at = le.Uint32(b[entryLen:])
-		b = b[entryLen+4:]
-		if uint64(r.at)+r.payloadBlocks() > uint64(s.end) {
-			return nil, errTorn
-		}
-		switch r.kind {
-		case Data:
-			if r.blocks > uint64(len(b)/4) {
-				return nil, errTorn
-			}
-			r.crcs, b = decodeCRCs(b, int(r.blocks))
-		case Op:
-			if r.lba > uint64(len(b)) {
-				return nil, errTorn
-			}
-			r.payload, b = b[:r.lba:r.lba], b[r.lba:]
-		}
-	}
-	if len(b) != 0 {
-		return nil, errTorn
+	s.n = int(n)
+	if err := s.each(func(Seq, *sealedRecord) {}); err != nil {
+		return nil, err
 	}
 	return s, nil
 }
 
-func decodeCRCs(b []byte, n int) (crcs []uint32, rest []byte) {
-	crcs = make([]uint32, n)
-	for i := range crcs {
-		crcs[i] = le.Uint32(b[4*i:])
+// each calls f with the records in order. It fails if the body does not hold exactly those, but never
+// on a file that decodeSealed has returned.
+func (s *sealedFile) each(f func(Seq, *sealedRecord)) error {
+	b := s.body
+	var r sealedRecord
+	for i := range s.n {
+		if len(b) < entryLen+4 {
+			return errTorn
+		}
+		r = sealedRecord{}
+		if err := r.decode(b); err != nil {
+			return err
+		}
+		r.at = le.Uint32(b[entryLen:])
+		b = b[entryLen+4:]
+		if uint64(r.at)+r.payloadBlocks() > uint64(s.end) {
+			return errTorn
+		}
+		switch r.kind {
+		case Data:
+			if r.blocks > uint64(len(b)/4) {
+				return errTorn
+			}
+			r.crcs, b = b[:4*r.blocks], b[4*r.blocks:]
+		case Op:
+			if r.lba > uint64(len(b)) {
+				return errTorn
+			}
+			r.payload, b = b[:r.lba:r.lba], b[r.lba:]
+		}
+		f(s.first+Seq(i), &r)
 	}
-	return crcs, b[4*n:]
+	if len(b) != 0 {
+		return errTorn
+	}
+	return nil
 }
 
 // metaLog is the metadata log's newest file. Each record is synced before the next is written.

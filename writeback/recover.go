@@ -34,10 +34,12 @@ type MetaRecord struct {
 // some of it out.
 type replayed struct {
 	gens  []*generation // of the checkpoint
+	crcs  checksums     // of the blocks in gens
 	ckpt  Seq
 	files []*sealedFile
-	// gone lists files whose slots were reused; that is right only if they were published.
+	// gone lists files whose slots were reused or removed; that is right only if they were published.
 	gone []*logFile
+	end  Seq // of all of it
 }
 
 // recovery is the work of one Open.
@@ -56,11 +58,17 @@ type recovery struct {
 	pos       position
 	known     []*logFile // sealed, by file sequence
 	scanned   []*sealedFile
-	stable    Seq      // highest sequence any header claims to be stable
-	claim     string   // where
-	tornAt    string   // where the scan ended
-	read      []string // checkpoints and metadata files relied on
+	stable    Seq        // highest sequence any header claims to be stable
+	claim     string     // where
+	tornAt    string     // where the scan ended
+	read      []readPart // of checkpoints and metadata files relied on: what may not be stable
 	nextFile  uint64
+}
+
+// readPart is bytes [off, end) of a file, whose last write may have been seen without its sync.
+type readPart struct {
+	name     string
+	off, end int64
 }
 
 // Open recovers the log in o.Dir and opens it under a new term. It refuses a log that is missing
@@ -98,31 +106,51 @@ func open(o Options) (*Log, *Recovered, error) {
 }
 
 // readCheckpoint finds the newest valid checkpoint. One that is not whole is one whose writing was
-// cut short; if it was damaged instead, the metadata files the other one needs are missing.
+// cut short; if it was damaged instead, the metadata files the other one needs are missing. The other
+// one is not read in full: it says nothing that the newest does not know better.
 func (r *recovery) readCheckpoint() error {
-	for gen := range uint64(2) {
-		name := path.Join(r.o.Dir, ckptName(gen))
-		h, x, state, err := readCkpt(r.o.FS, name)
+	names := []string{ckptName(1), ckptName(0)}
+	if r.peekGeneration(names[1]) > r.peekGeneration(names[0]) {
+		slices.Reverse(names)
+	}
+	for _, file := range names {
+		name := path.Join(r.o.Dir, file)
+		crcs := newChecksums(r.o.Space)
+		h, x, state, err := readCkpt(r.o.FS, name, crcs)
 		if errors.Is(err, errTorn) {
 			continue
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
-		if h.log != r.id.log || ckptName(h.generation) != ckptName(gen) {
+		if h.log != r.id.log || ckptName(h.generation) != file {
 			return fmt.Errorf("%w: %s is not of this log", ErrDamaged, name)
-		}
-		r.read = append(r.read, name)
-		if h.generation <= r.ckptGen {
-			continue
 		}
 		r.ckptGen, r.firstMeta = h.generation, h.firstMeta
 		r.pos, r.known = x.pos, x.files
-		r.play.gens, r.play.ckpt = x.gens, h.seq
+		r.play.gens, r.play.crcs, r.play.ckpt = x.gens, crcs, h.seq
 		r.out.State = state
 		r.claimStable(h.seq, name)
+		r.read = append(r.read, readPart{name: name, end: block.Size})
+		return nil
 	}
+	r.play.crcs = newChecksums(r.o.Space)
 	return nil
+}
+
+// peekGeneration is the generation that a checkpoint's header states; 0 if it is not valid.
+func (r *recovery) peekGeneration(file string) uint64 {
+	f, err := r.o.FS.Open(path.Join(r.o.Dir, file))
+	if err != nil {
+		return 0 // readCkpt tells why
+	}
+	defer f.Close()
+	b := make([]byte, block.Size)
+	if _, err := f.ReadAt(b, 0); err != nil {
+		return 0
+	}
+	h, _ := decodeCkptHeader(b)
+	return h.generation
 }
 
 // claimStable notes that a header says everything through seq is stable.
@@ -182,38 +210,42 @@ func (r *recovery) readMetaFile(n uint64) error {
 		return fmt.Errorf("%w: %s continues %s at record %d, which ends at %d", ErrDamaged, name, metaName(h.previous), h.first, r.metaSeq)
 	}
 	r.chain = n
-	r.read = append(r.read, name)
 	r.chainLen += int64(len(b))
-	return r.replayMeta(name, b, h.term)
+	last, err := r.replayMeta(name, b, h.term)
+	r.read = append(r.read, last)
+	return err
 }
 
 // replayMeta applies the records of one file. The file ends at the first bad one, torn by a crash,
-// unless a later one is whole, which cannot be since each is synced before the next is written.
-func (r *recovery) replayMeta(name string, b []byte, term UUID) error {
+// unless a later one is whole, which cannot be since each is synced before the next is written. last
+// is the last record, or the header if there is none: all before it were synced.
+func (r *recovery) replayMeta(name string, b []byte, term UUID) (last readPart, err error) {
 	seed := term.seed()
 	off := block.Size
+	last = readPart{name: name, end: block.Size}
 	for off < len(b) {
 		m, n, err := decodeMetaRecord(b[off:], int64(off), seed)
 		if err == nil && m.seq != r.metaSeq {
-			return fmt.Errorf("%w: %s at %d: record %d where %d was due", ErrDamaged, name, off, m.seq, r.metaSeq)
+			return last, fmt.Errorf("%w: %s at %d: record %d where %d was due", ErrDamaged, name, off, m.seq, r.metaSeq)
 		}
 		if err != nil {
 			break
 		}
 		if err := r.apply(m); errors.Is(err, errTorn) {
-			return fmt.Errorf("%w: %s at %d: record %d of kind %d makes no sense", ErrDamaged, name, off, m.seq, m.kind)
+			return last, fmt.Errorf("%w: %s at %d: record %d of kind %d makes no sense", ErrDamaged, name, off, m.seq, m.kind)
 		} else if err != nil {
-			return fmt.Errorf("%s at %d: %w", name, off, err)
+			return last, fmt.Errorf("%s at %d: %w", name, off, err)
 		}
 		r.metaSeq++
+		last.off, last.end = int64(off), int64(off+n)
 		off += n
 	}
 	for at := off + block.Size; at < len(b); at += block.Size {
 		if m, _, err := decodeMetaRecord(b[at:], int64(at), seed); err == nil {
-			return fmt.Errorf("%w: %s at %d: record %d is bad, and record %d after it is not", ErrDamaged, name, off, r.metaSeq, m.seq)
+			return last, fmt.Errorf("%w: %s at %d: record %d is bad, and record %d after it is not", ErrDamaged, name, off, r.metaSeq, m.seq)
 		}
 	}
-	return nil
+	return last, nil
 }
 
 func (r *recovery) apply(m metaRecord) error {
@@ -262,7 +294,8 @@ func (r *recovery) checkClaims() error {
 // syncRead makes what was read stable before anything is built on it: after the death of the
 // process alone, it may still be in the page cache only. It writes the same bytes again before it
 // syncs: if a sync failed in the life before, the pages count as clean, and a sync alone would
-// succeed without them.
+// succeed without them. Of a checkpoint that is the header, written only after the payload's sync; of
+// a metadata file the last record, since each is synced before the next is written.
 func (r *recovery) syncRead() error {
 	for _, s := range r.scanned {
 		if s.last() > r.stable {
@@ -274,13 +307,13 @@ func (r *recovery) syncRead() error {
 			return err
 		}
 	}
-	for _, name := range r.read {
-		f, err := r.o.FS.Open(name)
+	for _, p := range r.read {
+		f, err := r.o.FS.Open(p.name)
 		if err != nil {
 			return err
 		}
-		if err := errors.Join(rewrite(f), f.Sync(), f.Close()); err != nil {
-			return fmt.Errorf("sync %s: %w", name, err)
+		if err := errors.Join(rewrite(f, p.off, p.end), f.Sync(), f.Close()); err != nil {
+			return fmt.Errorf("sync %s: %w", p.name, err)
 		}
 	}
 	return r.o.FS.SyncDir(r.o.Dir)
@@ -303,15 +336,12 @@ func (r *recovery) rewriteSlot(s *sealedFile) error {
 	return nil
 }
 
-func rewrite(f vfs.File) error {
-	size, err := f.Size()
-	buf := make([]byte, min(size, rewriteBytes))
-	for off := int64(0); err == nil && off < size; off += int64(len(buf)) {
-		p := buf[:min(int64(len(buf)), size-off)]
-		if _, err = f.ReadAt(p, off); err == nil {
-			_, err = f.WriteAt(p, off)
-		}
+func rewrite(f vfs.File, off, end int64) error {
+	b := make([]byte, end-off)
+	if _, err := f.ReadAt(b, off); err != nil {
+		return err
 	}
+	_, err := f.WriteAt(b, off)
 	return err
 }
 
@@ -328,7 +358,7 @@ func (r *recovery) begin() (*Log, error) {
 	err := func() error {
 		for _, s := range r.scanned {
 			f := &logFile{slot: int(s.slot), file: s.file, term: s.term, first: s.first, last: s.last(), end: s.end, prevCRC: s.endCRC, time: s.time}
-			if err := m.appendSealedLocked(f, s.encodeRecords()); err != nil {
+			if err := m.appendSealedLocked(f, s.body); err != nil {
 				return err
 			}
 		}
@@ -342,38 +372,23 @@ func (r *recovery) begin() (*Log, error) {
 	}
 	l.ckpt.generation = r.ckptGen
 	l.claimSlots(r)
-	l.replay, l.settling = r.play, true
-	g := r.play.build(0)
-	g.last = r.out.End
-	l.gens = []*generation{g}
-	r.out.Ops = g.ops
+	r.play.end = r.out.End
+	r.out.Ops = r.play.ops()
+	l.replay.Store(r.play)
+	l.settling = true
 	l.startAt(pos)
 	return l, nil
 }
 
-// encodeRecords is the body of a Sealed record.
-func (s *sealedFile) encodeRecords() (b []byte) {
-	for i := range s.records {
-		rec := &s.records[i]
-		b = le.AppendUint32(rec.append(b), rec.at)
-		if rec.kind == Data {
-			for _, c := range rec.crcs {
-				b = le.AppendUint32(b, c)
-			}
-		}
-		b = append(b, rec.payload...)
-	}
-	return b
-}
-
-// claimSlots tells the tier which slots the log holds. Of two files in one slot the later is there.
+// claimSlots tells the tier which slots the log holds. Of two files in one slot the later is there, and
+// a slot that the tier no longer has was removed while clean.
 func (l *Log) claimSlots(r *recovery) {
 	last := map[int]*logFile{}
 	for _, f := range r.known {
 		last[f.slot] = f
 	}
 	for _, f := range r.known {
-		if last[f.slot] != f {
+		if last[f.slot] != f || f.slot >= l.space.Slots() {
 			r.play.gone = append(r.play.gone, f)
 			continue
 		}
@@ -382,23 +397,72 @@ func (l *Log) claimSlots(r *recovery) {
 	}
 }
 
-// build makes one generation of what was recovered above horizon.
-func (p *replayed) build(horizon Seq) *generation {
-	g := newGeneration(0)
-	for _, from := range p.gens {
-		if from.last > horizon {
-			g.merge(from)
-		}
+// ops lists the OP records in order.
+func (p *replayed) ops() (list []OpRecord) {
+	for _, g := range p.gens {
+		list = append(list, g.ops...)
 	}
 	for _, s := range p.files {
-		for i := range s.records {
-			rec := &s.records[i]
-			if seq := s.first + Seq(i); seq > p.ckpt && seq > horizon {
-				g.apply(seq, s.time, rec.entry, tier.NewPlace(int(s.slot), rec.at), rec.crcs, rec.payload)
+		s.each(func(seq Seq, rec *sealedRecord) {
+			if rec.kind == Op && seq > p.ckpt {
+				list = append(list, OpRecord{Seq: seq, Disk: rec.disk, Payload: slices.Clone(rec.payload)})
 			}
-		}
+		})
 	}
-	return g
+	return list
+}
+
+// build makes one generation of what was recovered above horizon, and the checksums of its blocks. It
+// uses p up. Records in slots that the tier does not have are left out; DropThrough refuses them.
+func (p *replayed) build(horizon Seq) (*generation, checksums) {
+	g := newGeneration(0)
+	for i, from := range p.gens {
+		if from.last <= horizon {
+			continue
+		}
+		if len(g.disks) == 0 && len(g.ops) == 0 {
+			g = from
+		} else {
+			g.merge(from)
+		}
+		p.gens[i] = nil
+	}
+	for _, s := range p.files {
+		if s.last() <= max(p.ckpt, horizon) {
+			continue
+		}
+		s.each(func(seq Seq, rec *sealedRecord) {
+			if seq <= p.ckpt || seq <= horizon {
+				return
+			}
+			place := tier.NewPlace(int(s.slot), rec.at)
+			if rec.kind == Data && !p.crcs.putEncoded(place, rec.crcs) {
+				return
+			}
+			g.apply(seq, s.time, rec.entry, place, slices.Clone(rec.payload))
+		})
+	}
+	g.last = max(p.end, horizon)
+	return g, p.crcs
+}
+
+// ensureIndex puts what was recovered into the index if that has not been done.
+func (l *Log) ensureIndex() {
+	if l.replay.Load() == nil {
+		return
+	}
+	l.idx.Lock()
+	defer l.idx.Unlock()
+	if p := l.replay.Load(); p != nil {
+		l.setIndexLocked(p, 0)
+	}
+}
+
+// setIndexLocked makes the index from what was recovered above horizon; idx is held.
+func (l *Log) setIndexLocked(p *replayed, horizon Seq) {
+	g, crcs := p.build(horizon)
+	l.gens, l.crcs = []*generation{g}, crcs
+	l.replay.Store(nil)
 }
 
 // straddles tells whether a generation of the checkpoint is kept whole though the horizon lies within
@@ -408,41 +472,21 @@ func (p *replayed) straddles(horizon Seq) bool {
 	return slices.ContainsFunc(p.gens, func(g *generation) bool { return g.last > horizon })
 }
 
-// merge applies a later generation on top of g.
-func (g *generation) merge(from *generation) {
-	for id, d := range from.disks {
-		to := g.disk(id, d.oldest)
-		d.holes.Scan(func(s, e block.LBA) bool { to.unmap(s, e); return true })
-		for lba, at := range d.blocks {
-			to.blocks[lba] = at
-		}
-	}
-	if from.oldest != 0 && (g.oldest == 0 || from.oldest < g.oldest) {
-		g.oldest = from.oldest
-	}
-	g.ops = append(g.ops, from.ops...)
-	g.last = from.last
-}
-
 // DropThrough leaves out of the index what was recovered at or below horizon, which is published,
 // and lets the slots wholly below it be evicted. Until it, or the first append, the log takes no slot,
 // so that a cache can claim those it knows. A horizon above the recovered end drops everything
 // and lets sequences continue above it. It is called after Open, before the first append and Freeze.
 func (l *Log) DropThrough(horizon Seq) error {
 	l.mu.Lock()
-	play, end, pos := l.replay, l.written, position{term: l.term, file: l.nextFile, seq: horizon + 1, prevCRC: l.prevCRC}
+	end, pos := l.written, position{term: l.term, file: l.nextFile, seq: horizon + 1, prevCRC: l.prevCRC}
 	l.mu.Unlock()
+	play := l.replay.Load()
 	if play == nil {
 		return errors.New("drop published records: the log is in use already")
 	}
-	for _, f := range play.gone {
-		if f.last > horizon {
-			return fmt.Errorf("%w: %s was reused, yet file %d in it held records through %d, and only %d is published",
-				ErrDamaged, tier.Name(f.slot), f.file, f.last, horizon)
-		}
+	if err := play.check(horizon); err != nil {
+		return err
 	}
-	g := play.build(horizon)
-	g.last = max(end, horizon)
 	if horizon > end {
 		l.meta.mu.Lock()
 		err := l.meta.appendTermLocked(pos)
@@ -451,17 +495,29 @@ func (l *Log) DropThrough(horizon Seq) error {
 			return l.fail(err)
 		}
 	}
+	straddles := play.straddles(horizon)
 	l.idx.Lock()
-	l.gens = []*generation{g}
+	l.setIndexLocked(play, horizon)
 	l.idx.Unlock()
 	l.mu.Lock()
 	l.written, l.stable = max(end, horizon), max(l.stable, horizon)
-	if !play.straddles(horizon) {
+	if !straddles {
 		l.horizon = max(l.horizon, horizon)
 	}
 	l.settling = false
 	l.cleanLocked()
 	l.mu.Unlock()
 	l.SpaceFreed()
+	return nil
+}
+
+// check refuses to go on when records above horizon are gone from the tier.
+func (p *replayed) check(horizon Seq) error {
+	for _, f := range p.gone {
+		if f.last > horizon {
+			return fmt.Errorf("%w: %s was reused or removed, yet file %d in it held records through %d, and only %d is published",
+				ErrDamaged, tier.Name(f.slot), f.file, f.last, horizon)
+		}
+	}
 	return nil
 }

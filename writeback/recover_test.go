@@ -1,9 +1,12 @@
 package writeback
 
 import (
+	"context"
 	"errors"
 	"testing"
+	"time"
 
+	"graindisk/block"
 	"graindisk/internal/crashtest"
 )
 
@@ -67,5 +70,92 @@ func TestACheckpointAcrossTheHorizonKeepsItsFiles(t *testing.T) {
 	}
 	if _, _, clean := r.space.Counts(); clean == 0 {
 		t.Error("no slot is clean after everything is published")
+	}
+}
+
+// TestRecoveryStoresAgainAMetadataRecord does the same with a metadata record.
+func TestRecoveryStoresAgainAMetadataRecord(t *testing.T) {
+	r := newRig(t, 8, 64)
+	if err := r.log.AppendMeta(OpaqueMin, []byte("stable")); err != nil {
+		t.Fatal(err)
+	}
+	r.fs.Inject(crashtest.Fault{Op: crashtest.OpSync, Path: "*/meta-*", Count: 1})
+	if err := r.log.AppendMeta(OpaqueMin, []byte("in doubt")); !errors.Is(err, ErrFailed) {
+		t.Fatalf("append with a failing sync: %v", err)
+	}
+	for _, crash := range []func() *crashtest.FS{
+		r.fs.ProcessCrash,
+		func() *crashtest.FS { return r.fs.RebootKeep(1, crashtest.KeepNone) },
+	} {
+		rec, err := r.reopen(crash)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(rec.Meta) != 2 || string(rec.Meta[1].Payload) != "in doubt" {
+			t.Errorf("metadata records %q, want both each time, once the second was seen", rec.Meta)
+		}
+	}
+}
+
+// TestPublishedBlocksLeaveNoChecksums recovers a checkpoint of which the horizon covers a part.
+func TestPublishedBlocksLeaveNoChecksums(t *testing.T) {
+	r := newRig(t, 16, 16)
+	for i := range 60 {
+		r.append(data(block.LBA(i), uint64(i+1)))
+	}
+	c, err := r.log.FreezeAndRotate(bg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.log.WriteCheckpoint(c, nil); err != nil {
+		t.Fatal(err)
+	}
+	r.append(data(1000, 1))
+	if _, err := r.reopen(r.fs.ProcessCrash); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.log.DropThrough(c.Frozen.Seq); err != nil {
+		t.Fatal(err)
+	}
+	r.log.mu.Lock()
+	files := len(r.log.files)
+	r.log.mu.Unlock()
+	if n := int(r.log.crcs.files.Load()); n == 0 || n > files {
+		t.Errorf("checksums of %d files, the log has %d", n, files)
+	}
+	r.expect(1000, 1)
+	r.expect(0, -1)
+}
+
+// TestUnsealedFilesAreFew holds sealing back while files fill: writers wait after a few, trims pass, and
+// all goes on by itself.
+func TestUnsealedFilesAreFew(t *testing.T) {
+	r := newRig(t, 40, 16)
+	r.log.meta.mu.Lock()
+	ctx, cancel := context.WithTimeout(bg, 10*time.Second)
+	defer cancel()
+	written := make(chan error, 1)
+	go func() {
+		for i := range 100 {
+			if _, err := r.log.Append(ctx, []Record{data(block.LBA(i), 1, 2, 3, 4)}); err != nil {
+				written <- err
+				return
+			}
+		}
+		written <- nil
+	}()
+	for !r.log.starving() {
+		time.Sleep(time.Millisecond)
+	}
+	r.log.mu.Lock()
+	n := r.log.unsealedLocked()
+	r.log.mu.Unlock()
+	if n > unsealedMax+aheadSlots+1 {
+		t.Errorf("%d full files are not sealed", n)
+	}
+	r.append(unmap(0, 1))
+	r.log.meta.mu.Unlock()
+	if err := <-written; err != nil {
+		t.Error(err)
 	}
 }

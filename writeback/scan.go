@@ -37,7 +37,7 @@ func (r *recovery) scanFiles() error {
 			if err != nil {
 				return err
 			}
-			if len(s.records) > 0 {
+			if s.n > 0 {
 				r.scanned = append(r.scanned, s)
 				r.sealed(s)
 			}
@@ -146,10 +146,7 @@ func (r *recovery) scan(c candidate) (*sealedFile, error) {
 			break
 		}
 		r.claimStable(h.stable, fmt.Sprintf("%s block %d", tier.Name(c.slot), h.offset))
-		if len(s.records) == 0 {
-			s.time = h.time
-		}
-		s.records = h.appendRecords(s.records, payload)
+		s.add(h, payload)
 		s.end, s.endCRC, next = h.offset+h.blocksAll(), h.crc, h.last()+1
 	}
 	return s, nil
@@ -163,24 +160,6 @@ func (h *batchHeader) holds(payload []byte) bool {
 		}
 	}
 	return true
-}
-
-// appendRecords appends the batch's records as a Sealed record has them.
-func (h *batchHeader) appendRecords(list []sealedRecord, payload []byte) []sealedRecord {
-	at, crcs := h.offset+h.headerBlocks, h.crcs
-	for _, e := range h.entries {
-		n := int(e.payloadBlocks())
-		rec := sealedRecord{entry: e, at: at}
-		switch e.kind {
-		case Data:
-			rec.crcs = slices.Clone(crcs[:n])
-		case Op:
-			rec.payload = slices.Clone(payload[:e.lba])
-		}
-		list = append(list, rec)
-		at, crcs, payload = at+uint32(n), crcs[n:], payload[n*block.Size:]
-	}
-	return list
 }
 
 // claims looks on every block from `from` on for batch headers of the file, and notes what they

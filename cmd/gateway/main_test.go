@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"graindisk/config"
+	"graindisk/pool"
 )
 
 // gatewayRun runs the program in this process.
@@ -166,5 +167,24 @@ func TestErrorsAreOneLine(t *testing.T) {
 	a.json = true
 	if code := a.report(errors.New("one")); code != exitFailed || out.String() != "{\n  \"error\": \"one\",\n  \"code\": 1\n}\n" {
 		t.Errorf("exit %d, %q", code, out.String())
+	}
+}
+
+func TestStatusCheckFailsOverABound(t *testing.T) {
+	good := pool.Status{Name: "good", Exposure: pool.ExposureStatus{BoundAgeSeconds: 90}}
+	for name, c := range map[string]struct {
+		status pool.Status
+		want   string
+	}{
+		"over in age":   {pool.Status{Name: "p", UnpublishedBytes: 4096, UnpublishedAgeSeconds: 91, Exposure: pool.ExposureStatus{Over: true, BoundAgeSeconds: 90}}, "pool p: 4KiB unpublished, oldest 91 s; the bound is 90 s"},
+		"over in bytes": {pool.Status{Name: "p", UnpublishedBytes: 8192, Exposure: pool.ExposureStatus{Over: true, BoundBytes: 8192, BoundAgeSeconds: 90}}, "the bound is 90 s and 8KiB"},
+		"stopped":       {pool.Status{Name: "p", Error: "fenced"}, "pool p: fenced"},
+	} {
+		if err := checkPools([]pool.Status{good, c.status}); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+	}
+	if err := checkPools([]pool.Status{good}); err != nil {
+		t.Error(err)
 	}
 }

@@ -78,8 +78,11 @@ var (
 	descRetries     = prometheus.NewDesc("gateway_target_retries_total", "Requests that were sent again.", []string{"pool", "target", "op"}, nil)
 	descBytes       = prometheus.NewDesc("gateway_target_bytes_total", "Bytes carried by requests that succeeded.", []string{"pool", "target", "op"}, nil)
 	descErrors      = prometheus.NewDesc("gateway_target_errors_total", "Requests that failed, by class of error.", []string{"pool", "target", "op", "class"}, nil)
-
-	descAvoided = prometheus.NewDesc("gateway_target_avoided", "1 while a target is passed over because it failed.", []string{"pool", "target"}, nil)
+	descAvoided     = prometheus.NewDesc("gateway_target_avoided", "1 while a target is passed over because it failed.", []string{"pool", "target"}, nil)
+	descExposed     = prometheus.NewDesc("gateway_pool_exposure_over", "1 while what is unpublished is over its bound, in bytes or in age.", []string{"pool"}, nil)
+	descWaiting     = prometheus.NewDesc("gateway_pool_writes_waiting", "1 while new writes wait: the tier is full, or the exposure at its bound.", []string{"pool"}, nil)
+	descDelay       = prometheus.NewDesc("gateway_pool_write_delay_seconds", "How long a new write is delayed because the tier fills.", []string{"pool"}, nil)
+	descIndex       = prometheus.NewDesc("gateway_writeback_index_bytes", "Memory of the index of unpublished writes.", []string{"pool"}, nil)
 )
 
 // Describe implements prometheus.Collector.
@@ -98,6 +101,10 @@ func (c poolCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(descCut, float64(p.PublishedCut), p.Name)
 		gauge(descEpoch, float64(p.Epoch), p.Name)
 		gauge(descServing, b2f(p.Error == ""), p.Name)
+		gauge(descExposed, b2f(p.Exposure.Over), p.Name)
+		gauge(descWaiting, b2f(p.Exposure.WritesWaiting), p.Name)
+		gauge(descDelay, p.Exposure.WriteDelaySeconds, p.Name)
+		gauge(descIndex, float64(p.Tier.IndexBytes), p.Name)
 		gauge(descSlots, float64(p.Tier.Free), p.Name, "free")
 		gauge(descSlots, float64(p.Tier.Busy), p.Name, "busy")
 		gauge(descSlots, float64(p.Tier.Clean), p.Name, "clean")

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -55,18 +56,45 @@ func runPoolCreate(ctx context.Context, a *app, name string) error {
 }
 
 func newPoolStatusCmd(a *app) *cobra.Command {
-	return &cobra.Command{
+	var check bool
+	cmd := &cobra.Command{
 		Use:   "status [NAME]",
 		Short: "Show the pools of a running gateway: owner's epoch, what is not yet published, targets",
 		Args:  cobra.MaximumNArgs(1),
-		RunE:  func(cmd *cobra.Command, args []string) error { return runPoolStatus(cmd.Context(), a, args) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ps, err := runPoolStatus(cmd.Context(), a, args)
+			if err != nil || !check {
+				return err
+			}
+			return checkPools(ps)
+		},
 	}
+	cmd.Flags().BoolVar(&check, "check", false, "exit with 1 if a pool no longer publishes or its exposure is over its bound")
+	return cmd
 }
 
-func runPoolStatus(ctx context.Context, a *app, names []string) error {
+// checkPools says what is wrong with the pools, nil if nothing is.
+func checkPools(ps []pool.Status) error {
+	var errs []error
+	for _, p := range ps {
+		if p.Error != "" {
+			errs = append(errs, fmt.Errorf("pool %s: %s", p.Name, p.Error))
+		}
+		if e := p.Exposure; e.Over {
+			err := fmt.Errorf("pool %s: %v unpublished, oldest %.0f s; the bound is %.0f s", p.Name, config.Bytes(p.UnpublishedBytes), p.UnpublishedAgeSeconds, e.BoundAgeSeconds)
+			if e.BoundBytes > 0 {
+				err = fmt.Errorf("%w and %v", err, config.Bytes(e.BoundBytes))
+			}
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func runPoolStatus(ctx context.Context, a *app, names []string) ([]pool.Status, error) {
 	c, err := a.client()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var ps []pool.Status
 	if len(names) == 0 {
@@ -77,11 +105,11 @@ func runPoolStatus(ctx context.Context, a *app, names []string) error {
 	}
 	switch {
 	case err != nil:
-		return err
+		return nil, err
 	case a.json && len(names) == 1:
-		return a.printJSON(ps[0])
+		return ps, a.printJSON(ps[0])
 	case a.json:
-		return a.printJSON(ps)
+		return ps, a.printJSON(ps)
 	}
 	for _, p := range ps {
 		fmt.Fprintf(a.stdout, "pool %s: %s, epoch %d, stripe %s, %d segments, cut %d\n", p.Name, p.State, p.Epoch, p.Stripe, p.Segments, p.PublishedCut)
@@ -89,6 +117,12 @@ func runPoolStatus(ctx context.Context, a *app, names []string) error {
 			fmt.Fprintf(a.stdout, "  error: %s\n", p.Error)
 		}
 		fmt.Fprintf(a.stdout, "  unpublished: %s, oldest %.0f s\n", config.Bytes(p.UnpublishedBytes), p.UnpublishedAgeSeconds)
+		switch e := p.Exposure; {
+		case e.WritesWaiting:
+			fmt.Fprintf(a.stdout, "  new writes wait until some of it is published\n")
+		case e.WriteDelaySeconds > 0:
+			fmt.Fprintf(a.stdout, "  new writes are delayed by %.0f ms: the tier fills\n", 1000*e.WriteDelaySeconds)
+		}
 		fmt.Fprintf(a.stdout, "  tier: %d slots of %s: %d busy, %d cache, %d free\n", p.Tier.Busy+p.Tier.Clean+p.Tier.Free,
 			config.Bytes(p.Tier.SlotBytes), p.Tier.Busy, p.Tier.Clean, p.Tier.Free)
 		for _, t := range p.Targets {
@@ -107,5 +141,5 @@ func runPoolStatus(ctx context.Context, a *app, names []string) error {
 			fmt.Fprintf(a.stdout, "  target %s: %s, %s\n", t.Name, state, t.Where)
 		}
 	}
-	return nil
+	return ps, nil
 }

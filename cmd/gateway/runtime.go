@@ -98,7 +98,8 @@ func poolOptions(ctx context.Context, cfg *config.Config, name string, log *slog
 	o := pool.Options{
 		Name: name, TierDir: filepath.Join(cfg.Tier.Dir, name),
 		TierBytes: int64(cfg.Tier.Size) / int64(len(cfg.Pools)), IndexBytes: int64(cfg.Tier.RAM) / int64(len(cfg.Pools)),
-		Data: pc.Stripe.Data, Parity: pc.Stripe.Parity, MaxDirtyAge: pc.MaxDirtyAge, Log: log,
+		Data: pc.Stripe.Data, Parity: pc.Stripe.Parity, MaxDirtyAge: pc.MaxDirtyAge,
+		MaxExposure: int64(pc.MaxExposure), MaxExposureAge: pc.MaxExposureAge, Log: log,
 	}
 	// The embedded default makes its directories, until there is a tier that knows them.
 	_, err := writeback.ReadIdentity(vfs.OS{}, o.TierDir)

@@ -1,0 +1,46 @@
+package pool
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// localPoll is how often keepLocal looks at the length of the metadata log.
+const localPoll = time.Second
+
+// keepLocal writes local checkpoints between cuts, until ctx ends. A cut writes one when the metadata
+// log is long; while the targets are away there is no cut, and what a reopen has to replay would grow with
+// the outage. The checkpoint holds the index of all that is unpublished, so it is not worth writing before
+// the metadata log is a good part of that.
+func (p *Pool) keepLocal(ctx context.Context) {
+	tick := time.NewTicker(localPoll)
+	defer tick.Stop()
+	failing := false
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if p.log.MetaBytes() < max(p.o.CheckpointBytes*3/2, p.log.IndexBytes()/2) {
+			continue
+		}
+		err := p.checkpointHere(ctx)
+		if err != nil && ctx.Err() == nil && p.log.Failed() == nil && !failing {
+			p.o.Log.Warn("local checkpoint not written; the one before holds", "pool", p.o.Name, "err", err)
+		}
+		failing = err != nil
+	}
+}
+
+// checkpointHere writes a local checkpoint that ends no cut.
+func (p *Pool) checkpointHere(ctx context.Context) error {
+	p.mapsMu.Lock()
+	unlock := sync.OnceFunc(p.mapsMu.Unlock)
+	defer unlock()
+	return p.log.Checkpoint(ctx, func() ([]byte, error) {
+		defer unlock()
+		return p.encodeState()
+	})
+}
