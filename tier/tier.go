@@ -64,6 +64,8 @@ type Space struct {
 	state []state
 	made  []bool    // the file exists and has its full length
 	evict func(int) // told before a clean slot changes hands
+	// retired holds, per slot, the files that Replace took away, for who still reads them.
+	retired map[int][]vfs.File
 }
 
 type slot struct {
@@ -108,6 +110,7 @@ func Open(o Options) (*Space, error) {
 	s := &Space{
 		fs: o.FS, dir: o.Dir, slotBytes: o.SlotBytes,
 		slots: make([]slot, n), state: make([]state, n), made: make([]bool, n),
+		retired: map[int][]vfs.File{},
 	}
 	for _, e := range names {
 		i, ok := parseName(e.Name())
@@ -218,6 +221,7 @@ func (s *Space) Take(reserve int) (int, error) {
 		s.free = s.free[:n-1]
 		s.state[i] = stateBusy
 		s.mu.Unlock()
+		s.closeRetired(i)
 		return i, nil
 	}
 	victim := -1
@@ -237,6 +241,7 @@ func (s *Space) Take(reserve int) (int, error) {
 	if s.evict != nil {
 		s.evict(victim)
 	}
+	s.closeRetired(victim)
 	s.slots[victim].pins.Add(-evicting)
 	return victim, nil
 }
@@ -404,6 +409,7 @@ func (s *Space) Close() error {
 		if f := s.slots[i].file.Load(); f != nil {
 			errs = append(errs, (*f).Close())
 		}
+		errs = append(errs, closeAll(s.retired[i]))
 	}
 	return errors.Join(errs...)
 }
