@@ -288,7 +288,11 @@ func (l *Log) FreezeAndRotate(ctx context.Context) (*Checkpoint, error) {
 	if err := l.Failed(); err != nil {
 		return nil, err
 	}
-	c, err := l.rotateAndFreeze()
+	var c *Checkpoint
+	err := l.withMeta(ctx, func(m *metaLog) (err error) {
+		c, err = l.rotateAndFreezeLocked(m)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -298,12 +302,10 @@ func (l *Log) FreezeAndRotate(ctx context.Context) (*Checkpoint, error) {
 	return c, nil
 }
 
-func (l *Log) rotateAndFreeze() (*Checkpoint, error) {
-	l.meta.mu.Lock()
-	defer l.meta.mu.Unlock()
-	before := l.meta.bytes
-	if err := l.meta.rotateLocked(l.meta.number + 1); err != nil {
-		return nil, l.fail(err)
+func (l *Log) rotateAndFreezeLocked(m *metaLog) (*Checkpoint, error) {
+	before := m.bytes
+	if err := m.rotateLocked(m.number + 1); err != nil {
+		return nil, err
 	}
 	c := &Checkpoint{Frozen: l.Freeze(), firstMeta: l.meta.number, metaBytes: before}
 	c.index.pos = l.meta.pos
@@ -336,8 +338,12 @@ func (l *Log) WriteCheckpoint(c *Checkpoint, state []byte) error {
 	gen := l.ckpt.generation + 1
 	name := path.Join(l.opts.Dir, ckptName(gen))
 	if err := l.writeCkpt(name, gen, c, state); err != nil {
+		if refused(err) {
+			l.obstructed(onCheckpoint, err)
+		}
 		return fmt.Errorf("write checkpoint %s: %w", name, err)
 	}
+	l.passed(onCheckpoint)
 	l.ckpt.generation = gen
 	l.meta.mu.Lock()
 	l.meta.bytes -= c.metaBytes
@@ -354,7 +360,12 @@ func (l *Log) writeCkpt(name string, gen uint64, c *Checkpoint, state []byte) (e
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, f.Close()) }()
+	defer func() {
+		if err != nil {
+			_ = f.Truncate(0) // gives space back; the slot holds nothing
+		}
+		err = errors.Join(err, f.Close())
+	}()
 	index := c.index.encode()
 	h := ckptHeader{log: l.id, generation: gen, firstMeta: c.firstMeta, seq: c.Frozen.Seq,
 		indexLen: uint64(len(index)), stateLen: uint64(len(state)), indexCRC: block.CRC(index), stateCRC: block.CRC(state)}

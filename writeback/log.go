@@ -19,6 +19,9 @@ const reserveSlots = 2
 // aheadSlots are taken and written over before they are needed [tune].
 const aheadSlots = 2
 
+// flightMost is how many batches are written at the same time [tune].
+const flightMost = 4
+
 // slotPoll is how often a log without a slot looks for one: pins and other users of the tier give
 // slots back without telling.
 const slotPoll = 20 * time.Millisecond
@@ -60,8 +63,11 @@ type Log struct {
 	mu       sync.Mutex
 	err      error // why the log takes no more
 	queue    []*waiter
-	writing  bool       // somebody leads: builds and writes a batch, or has been told to
-	idle     *sync.Cond // writing has become false
+	leading  bool       // somebody leads: builds a batch, or has been told to
+	flight   []*batch   // built and not shown, in order; at most flightMost
+	showing  bool       // somebody shows what has landed
+	tip      tip        // the end of the newest in flight; set anew when none is
+	idle     *sync.Cond // leading has become false, or flight empty
 	cur      *logFile   // takes appends; nil before the first
 	files    []*logFile // all not yet clean, by file sequence; cur is the last
 	nextFile uint64
@@ -75,16 +81,28 @@ type Log struct {
 	urgent   bool // … and UNMAP or OP records are in it
 	replay   *replayed
 	settling bool // recovered, and the horizon not told yet: no slot may change hands
+	spare    []*batch
 
-	batch batch // scratch of whoever leads
+	hurt      bool          // a write or sync failed, and is not mended yet
+	mending   bool          // the mender is at it
+	kept      bool          // … and has copied the batches in flight: their callers may leave
+	mended    chan struct{} // closed when hurt has become false
+	obstacles obstacle      // what waits for the file system
+	health    Health        // but for Failed
+
+	flightMost int // batches in flight at most; fixed
 
 	meta metaLog
 	ckpt checkpointer
 
-	toSeal chan struct{} // capacity 1: there may be a full file
-	kick   chan struct{} // capacity 1: look for slots
-	stop   context.CancelFunc
-	done   sync.WaitGroup
+	toSeal    chan struct{} // capacity 1: there may be a full file
+	toMend    chan struct{} // capacity 1: hurt, and nothing is under way any more
+	kick      chan struct{} // capacity 1: look for slots
+	closing   chan struct{} // closed by Close: nothing waits for the file system any more
+	closeOnce sync.Once
+	ctx       context.Context // of the goroutines and of AppendMeta
+	stop      context.CancelFunc
+	done      sync.WaitGroup
 }
 
 // logFile is the run-time state of one log file.
@@ -93,16 +111,22 @@ type logFile struct {
 	file     uint64
 	term     UUID
 	first    Seq
-	last     Seq    // first-1 while it has no record
-	end      uint32 // blocks used
-	prevCRC  uint32 // of the header written last
+	last     Seq    // shown; first-1 while it has no record
+	end      uint32 // blocks used by what is shown
+	taken    Seq    // last, with what is in flight
+	takenEnd uint32 // end, with what is in flight
+	prevCRC  uint32 // of the last batch shown
 	time     int64  // of the first batch
 	reserved bool   // its slot is one of the reserve: no DATA
 	full     bool   // takes no more
 	synced   bool   // full, and stable to its end
 	sealed   bool
 	entries  []byte // body of the Sealed record, until sealed
+	bad      error  // a write or sync of it failed: mend it
 }
+
+// complete tells whether all the file will ever hold is shown.
+func (f *logFile) complete() bool { return f.full && f.last == f.taken }
 
 type readySlot struct {
 	slot     int
@@ -112,12 +136,16 @@ type readySlot struct {
 // start runs the goroutines of a log whose state is set up.
 func (l *Log) start() {
 	ctx, cancel := context.WithCancel(context.Background())
-	l.stop = cancel
+	l.ctx, l.stop = ctx, cancel
+	l.flightMost = flightMost
 	l.idle = sync.NewCond(&l.mu)
 	l.toSeal = make(chan struct{}, 1)
+	l.toMend = make(chan struct{}, 1)
 	l.kick = make(chan struct{}, 1)
+	l.closing = make(chan struct{})
 	l.done.Go(func() { l.sealFiles(ctx) })
 	l.done.Go(func() { l.prepareSlots(ctx) })
+	l.done.Go(func() { l.mend(ctx) })
 	l.SpaceFreed()
 }
 
@@ -183,12 +211,17 @@ func (l *Log) failLocked(err error) error {
 		l.opts.Log.Error("log stopped", "err", err)
 	}
 	for _, w := range l.queue {
-		if !w.inFlight {
+		if w.flying == 0 {
 			w.finish(err)
 		}
 	}
 	clear(l.queue)
 	l.queue = l.queue[:0]
+	if l.hurt && !l.mending { // else the mender does it
+		l.hurt = false
+		close(l.mended)
+	}
+	l.showLandedLocked()
 	return err
 }
 
@@ -217,6 +250,7 @@ func (l *Log) cleanLocked() {
 func (l *Log) prepareSlots(ctx context.Context) {
 	poll := time.NewTimer(0)
 	defer poll.Stop()
+	var wait retry
 	for {
 		select {
 		case <-ctx.Done():
@@ -227,10 +261,13 @@ func (l *Log) prepareSlots(ctx context.Context) {
 		for ctx.Err() == nil {
 			got, err := l.prepareOne()
 			if err != nil {
-				l.opts.Log.Warn("no slot for the log", "err", err)
-				poll.Reset(time.Second)
-				break
+				l.obstructed(onSlot, err)
+				if l.pause(ctx, &wait) != nil {
+					return
+				}
+				continue
 			}
+			wait = retry{}
 			if !got {
 				if l.Pressure().Waiting {
 					poll.Reset(slotPoll)
@@ -268,9 +305,9 @@ func (l *Log) prepareOne() (bool, error) {
 	}
 	r := readySlot{}
 	var err error
-	if r.slot, err = l.space.Take(reserveSlots); errors.Is(err, tier.ErrNoSlot) && urgent {
+	if r.slot, err = l.takeSlot(reserveSlots); errors.Is(err, tier.ErrNoSlot) && urgent {
 		r.reserved = true
-		r.slot, err = l.space.Take(0)
+		r.slot, err = l.takeSlot(0)
 	}
 	if errors.Is(err, tier.ErrNoSlot) {
 		return false, nil
@@ -278,10 +315,7 @@ func (l *Log) prepareOne() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if err := l.space.Prewrite(r.slot); err != nil {
-		l.space.Free(r.slot)
-		return false, err
-	}
+	l.passed(onSlot)
 	l.mu.Lock()
 	l.ready = append(l.ready, r)
 	if l.cur != nil && !r.reserved {
@@ -292,9 +326,10 @@ func (l *Log) prepareOne() (bool, error) {
 	return true, nil
 }
 
-// Close syncs what is written and ends the log; appends that wait for space fail. The tier stays
-// open. It does not publish anything.
+// Close syncs what is written and ends the log; appends that wait for space fail, and a file system
+// that takes no writes is not waited for. The tier stays open. It does not publish anything.
 func (l *Log) Close() error {
+	l.closeOnce.Do(func() { close(l.closing) })
 	err := l.Sync(context.Background())
 	if errors.Is(err, ErrClosed) {
 		return nil
@@ -303,7 +338,7 @@ func (l *Log) Close() error {
 	if l.err == nil {
 		l.failLocked(ErrClosed)
 	}
-	for l.writing {
+	for l.leading || len(l.flight) > 0 {
 		l.idle.Wait()
 	}
 	l.mu.Unlock()

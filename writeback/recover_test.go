@@ -14,7 +14,7 @@ func TestRecoveryStoresAgainWhatAFailedSyncLost(t *testing.T) {
 	r.append(data(0, 1))
 	r.sync()
 	r.append(data(1, 2))
-	r.fs.Inject(crashtest.Fault{Op: crashtest.OpSync, Path: "*/slot-*", Count: 1})
+	r.fs.Inject(crashtest.Fault{Op: crashtest.OpSync, Path: "*/slot-*"})
 	if err := r.log.Sync(bg); !errors.Is(err, ErrFailed) {
 		t.Fatalf("sync: %v", err)
 	}
