@@ -135,6 +135,7 @@ func (l *Log) Append(ctx context.Context, recs []Record) (Seq, error) {
 	}
 	l.replay, l.settling = nil, false
 	l.queue = append(l.queue, w)
+	l.waiting += len(w.crcs)
 	if l.mayLeadLocked() {
 		l.leading, w.lead = true, true
 	}
@@ -199,14 +200,18 @@ func (l *Log) waitLocked(ctx context.Context, w *waiter) {
 		<-w.wake
 		l.mu.Lock()
 	default:
-		l.queue = slices.DeleteFunc(l.queue, func(x *waiter) bool { return x == w })
+		if at := slices.Index(l.queue, w); at >= 0 {
+			l.queue = slices.Delete(l.queue, at, at+1)
+			l.waiting -= len(w.crcs) - w.crcAt
+		}
 		w.finish(fmt.Errorf("append: %w", context.Cause(ctx)))
 	}
 }
 
 // mayLeadLocked tells whether one more batch may be built now.
 func (l *Log) mayLeadLocked() bool {
-	return !l.leading && !l.hurt && len(l.flight) < l.flightMost
+	return !l.leading && !l.hurt &&
+		(len(l.flight) == 0 || len(l.flight) < flightMost && l.waiting >= l.beside)
 }
 
 // leadLocked builds a batch of what waits, passes the lead on, and writes it. The caller leads.
@@ -313,6 +318,7 @@ func (l *Log) fillLocked(b *batch) {
 	}
 	clear(l.queue[len(keep):])
 	l.queue = keep
+	l.waiting -= b.blocks
 }
 
 // take adds w's records as far as they fit into room blocks; false if not all did.

@@ -148,7 +148,9 @@ func newHistory(t testing.TB, seed uint64, fsys *crashtest.FS) (h *history, err 
 		return nil, err
 	}
 	h.watch()
-	h.log, err = Create(h.options())
+	if h.log, err = Create(h.options()); err == nil {
+		h.log.flyFreely()
+	}
 	return h, err
 }
 

@@ -19,8 +19,13 @@ const reserveSlots = 2
 // aheadSlots are taken and written over before they are needed [tune].
 const aheadSlots = 2
 
-// flightMost is how many batches are written at the same time [tune].
-const flightMost = 4
+// Batches written at the same time: at most flightMost, and one next to another only once so many
+// blocks wait. Small records are better gathered: with 4 at any size, 4 KiB appends by 32 callers
+// took half as long again as with 1, and from 256 KiB on it is the other way round [tune].
+const (
+	flightMost   = 4
+	besideBlocks = 64
+)
 
 // slotPoll is how often a log without a slot looks for one: pins and other users of the tier give
 // slots back without telling.
@@ -90,7 +95,8 @@ type Log struct {
 	obstacles obstacle      // what waits for the file system
 	health    Health        // but for Failed
 
-	flightMost int // batches in flight at most; fixed
+	waiting int // blocks of payload in the queue
+	beside  int // how many of them make for another batch in flight; fixed
 
 	meta metaLog
 	ckpt checkpointer
@@ -137,7 +143,7 @@ type readySlot struct {
 func (l *Log) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	l.ctx, l.stop = ctx, cancel
-	l.flightMost = flightMost
+	l.beside = besideBlocks
 	l.idle = sync.NewCond(&l.mu)
 	l.toSeal = make(chan struct{}, 1)
 	l.toMend = make(chan struct{}, 1)
@@ -216,7 +222,7 @@ func (l *Log) failLocked(err error) error {
 		}
 	}
 	clear(l.queue)
-	l.queue = l.queue[:0]
+	l.queue, l.waiting = l.queue[:0], 0
 	if l.hurt && !l.mending { // else the mender does it
 		l.hurt = false
 		close(l.mended)

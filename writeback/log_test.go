@@ -43,6 +43,7 @@ func newRig(t *testing.T, slots, slotBlocks int) *rig {
 		t.Fatal(err)
 	}
 	r.log = l
+	l.flyFreely()
 	t.Cleanup(func() { r.log.Close() })
 	return r
 }
