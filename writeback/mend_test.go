@@ -14,6 +14,7 @@ import (
 
 	"graindisk/block"
 	"graindisk/internal/crashtest"
+	"graindisk/tier"
 )
 
 const (
@@ -158,11 +159,15 @@ func TestFailedMetadataAppendIsSurvived(t *testing.T) {
 					if err := r.log.AppendMeta(20, []byte("before")); err != nil {
 						t.Fatal(err)
 					}
+					before := r.log.meta.file
 					r.fs.Inject(crashtest.Fault{Op: op, Path: metaFiles, Count: count, Err: failure})
 					for _, s := range []string{"large" + string(make([]byte, 3*block.Size)), "after"} {
 						if err := r.log.AppendMeta(20, []byte(s)); err != nil {
 							t.Fatal(err)
 						}
+					}
+					if inDoubt := op == crashtest.OpSync || failure == syscall.EIO; (r.log.meta.file != before) != inDoubt {
+						t.Error("went on in a file that is in doubt, or left one that is not")
 					}
 					rec, err := r.reopen(r.keepNothing)
 					if err != nil {
@@ -186,6 +191,35 @@ func TestMetadataThatNoFileTakesStopsTheLog(t *testing.T) {
 	if _, err := r.log.Append(bg, []Record{data(0, 1)}); !errors.Is(err, ErrFailed) {
 		t.Errorf("append: %v", err)
 	}
+}
+
+// TestTornCopyIsPassedOver leaves a copy of a file that is not sealed, whose header is torn, in another
+// slot, with a file after the first that is stable.
+func TestTornCopyIsPassedOver(t *testing.T) {
+	r := newRig(t, 8, 16)
+	r.settle()
+	r.fs.Inject(crashtest.Fault{Op: crashtest.OpWrite, Path: metaFiles, Err: syscall.ENOSPC}) // no Sealed record
+	for i := range 10 {
+		r.append(data(block.LBA(i), uint64(i+1)))
+	}
+	r.sync()
+	r.log.mu.Lock()
+	from, to, files := r.log.files[0], r.log.ready[0].slot, len(r.log.files)
+	r.log.mu.Unlock()
+	if files != 2 || from.sealed {
+		t.Fatalf("%d files", files)
+	}
+	if err := r.log.copyFile(from, to); err != nil {
+		t.Fatal(err)
+	}
+	r.corrupt(tier.NewPlace(to, 0))
+	if _, err := r.reopen(r.fs.ProcessCrash); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.log.DropThrough(0); err != nil {
+		t.Fatal(err)
+	}
+	r.expect(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
 }
 
 // lines counts log lines.
