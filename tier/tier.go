@@ -19,6 +19,7 @@ import (
 	"path"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"graindisk/block"
 	"graindisk/internal/vfs"
@@ -289,6 +290,10 @@ func without(list []int, v int) []int {
 // Prewrite gives a slot's file its full length in written, stable bytes; it returns at once when the
 // file has it already. On failure the file may be left short and the slot must be freed.
 func (s *Space) Prewrite(slot int) error {
+	return s.prewrite(slot, func(time.Duration) {})
+}
+
+func (s *Space) prewrite(slot int, pace func(took time.Duration)) error {
 	if s.Exists(slot) {
 		return nil
 	}
@@ -296,11 +301,8 @@ func (s *Space) Prewrite(slot int) error {
 	if err != nil {
 		return fmt.Errorf("tier: create %s: %w", path.Join(s.dir, Name(slot)), err)
 	}
-	zero := make([]byte, min(s.slotBytes, 1<<20))
-	for off := int64(0); off < s.slotBytes; off += int64(len(zero)) {
-		if _, err := f.WriteAt(zero[:min(int64(len(zero)), s.slotBytes-off)], off); err != nil {
-			return fmt.Errorf("tier: fill %s: %w", path.Join(s.dir, Name(slot)), err)
-		}
+	if err := s.fill(f, pace); err != nil {
+		return fmt.Errorf("tier: fill %s: %w", path.Join(s.dir, Name(slot)), err)
 	}
 	if err := errors.Join(f.Sync(), s.fs.SyncDir(s.dir)); err != nil {
 		return fmt.Errorf("tier: sync %s: %w", path.Join(s.dir, Name(slot)), err)

@@ -284,6 +284,18 @@ func (l *Log) prepareSlots(ctx context.Context) {
 	}
 }
 
+// slotsShort tells whether the current file is the last one with a slot, or the log is being closed.
+func (l *Log) slotsShort() bool {
+	select {
+	case <-l.closing:
+		return true
+	default:
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.ready) == 0
+}
+
 // prepareOne gets one slot ready; false if there is none or none is needed.
 func (l *Log) prepareOne() (bool, error) {
 	l.mu.Lock()
@@ -311,9 +323,9 @@ func (l *Log) prepareOne() (bool, error) {
 	}
 	r := readySlot{}
 	var err error
-	if r.slot, err = l.takeSlot(reserveSlots); errors.Is(err, tier.ErrNoSlot) && urgent {
+	if r.slot, err = l.takeSlot(reserveSlots, l.slotsShort); errors.Is(err, tier.ErrNoSlot) && urgent {
 		r.reserved = true
-		r.slot, err = l.takeSlot(0)
+		r.slot, err = l.takeSlot(0, l.slotsShort)
 	}
 	if errors.Is(err, tier.ErrNoSlot) {
 		return false, nil

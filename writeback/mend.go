@@ -211,17 +211,17 @@ func (l *Log) freshSlot() (int, error) {
 		return slot, nil
 	}
 	l.mu.Unlock()
-	return l.takeSlot(0)
+	return l.takeSlot(0, func() bool { return true })
 }
 
-// takeSlot takes a slot and makes it ready, leaving reserve others. If the file system has no room for
-// another file, one that exists is taken.
-func (l *Log) takeSlot(reserve int) (int, error) {
+// takeSlot takes a slot and makes it ready, leaving reserve others; while hurry says false, it takes its
+// time. If the file system has no room for another file, one that exists is taken.
+func (l *Log) takeSlot(reserve int, hurry func() bool) (int, error) {
 	slot, err := l.space.Take(reserve)
 	if err != nil {
 		return 0, err
 	}
-	if err = l.space.Prewrite(slot); err == nil {
+	if err = l.space.PrewriteAhead(slot, hurry); err == nil {
 		return slot, nil
 	}
 	l.space.Shun(slot)
