@@ -19,6 +19,7 @@ import (
 	"path"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"graindisk/block"
 	"graindisk/internal/vfs"
@@ -64,6 +65,8 @@ type Space struct {
 	state []state
 	made  []bool    // the file exists and has its full length
 	evict func(int) // told before a clean slot changes hands
+	// retired holds, per slot, the files that Replace took away, for who still reads them.
+	retired map[int][]vfs.File
 }
 
 type slot struct {
@@ -108,6 +111,7 @@ func Open(o Options) (*Space, error) {
 	s := &Space{
 		fs: o.FS, dir: o.Dir, slotBytes: o.SlotBytes,
 		slots: make([]slot, n), state: make([]state, n), made: make([]bool, n),
+		retired: map[int][]vfs.File{},
 	}
 	for _, e := range names {
 		i, ok := parseName(e.Name())
@@ -218,6 +222,7 @@ func (s *Space) Take(reserve int) (int, error) {
 		s.free = s.free[:n-1]
 		s.state[i] = stateBusy
 		s.mu.Unlock()
+		s.closeRetired(i)
 		return i, nil
 	}
 	victim := -1
@@ -237,6 +242,7 @@ func (s *Space) Take(reserve int) (int, error) {
 	if s.evict != nil {
 		s.evict(victim)
 	}
+	s.closeRetired(victim)
 	s.slots[victim].pins.Add(-evicting)
 	return victim, nil
 }
@@ -284,6 +290,10 @@ func without(list []int, v int) []int {
 // Prewrite gives a slot's file its full length in written, stable bytes; it returns at once when the
 // file has it already. On failure the file may be left short and the slot must be freed.
 func (s *Space) Prewrite(slot int) error {
+	return s.prewrite(slot, func(time.Duration) {})
+}
+
+func (s *Space) prewrite(slot int, pace func(took time.Duration)) error {
 	if s.Exists(slot) {
 		return nil
 	}
@@ -291,11 +301,8 @@ func (s *Space) Prewrite(slot int) error {
 	if err != nil {
 		return fmt.Errorf("tier: create %s: %w", path.Join(s.dir, Name(slot)), err)
 	}
-	zero := make([]byte, min(s.slotBytes, 1<<20))
-	for off := int64(0); off < s.slotBytes; off += int64(len(zero)) {
-		if _, err := f.WriteAt(zero[:min(int64(len(zero)), s.slotBytes-off)], off); err != nil {
-			return fmt.Errorf("tier: fill %s: %w", path.Join(s.dir, Name(slot)), err)
-		}
+	if err := s.fill(f, pace); err != nil {
+		return fmt.Errorf("tier: fill %s: %w", path.Join(s.dir, Name(slot)), err)
 	}
 	if err := errors.Join(f.Sync(), s.fs.SyncDir(s.dir)); err != nil {
 		return fmt.Errorf("tier: sync %s: %w", path.Join(s.dir, Name(slot)), err)
@@ -404,6 +411,7 @@ func (s *Space) Close() error {
 		if f := s.slots[i].file.Load(); f != nil {
 			errs = append(errs, (*f).Close())
 		}
+		errs = append(errs, closeAll(s.retired[i]))
 	}
 	return errors.Join(errs...)
 }

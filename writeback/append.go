@@ -6,7 +6,6 @@ import (
 	"slices"
 
 	"graindisk/block"
-	"graindisk/tier"
 )
 
 // Record is one thing to append.
@@ -70,12 +69,12 @@ type waiter struct {
 	off    int      // blocks of recs[at] taken
 	crcAt  int      // crcs taken
 
-	inFlight bool // part of it is in the batch being written
-	lead     bool // it is to lead
-	done     bool
-	last     Seq
-	err      error
-	wake     chan struct{} // capacity 1; told when lead or done is set; nil while nobody waits
+	flying int  // batches in flight with a part of it
+	lead   bool // it is to lead
+	done   bool
+	last   Seq
+	err    error
+	wake   chan struct{} // capacity 1; told when lead or done is set; nil while nobody waits
 }
 
 func (l *Log) newWaiter(recs []Record) (*waiter, error) {
@@ -118,7 +117,8 @@ func (w *waiter) notify() {
 // Append writes records in their order and returns the sequence of the last when all are written:
 // visible to Lookup, and safe from the death of the process; Sync makes them stable. Concurrent
 // appends go out together. Data too large for a batch is split. Without space, appends with Data
-// wait until a slot is free or ctx ends. After an error part of the records may have been written.
+// wait until a slot is free or ctx ends; while the tier takes no writes, all do. After an error part of
+// the records may have been written, or may yet be.
 func (l *Log) Append(ctx context.Context, recs []Record) (Seq, error) {
 	if len(recs) == 0 {
 		return l.Written(), nil
@@ -135,8 +135,9 @@ func (l *Log) Append(ctx context.Context, recs []Record) (Seq, error) {
 	}
 	l.settling = false
 	l.queue = append(l.queue, w)
-	if !l.writing {
-		l.writing, w.lead = true, true
+	l.waiting += len(w.crcs)
+	if l.mayLeadLocked() {
+		l.leading, w.lead = true, true
 	}
 	for !w.done {
 		if w.lead {
@@ -167,78 +168,67 @@ func (l *Log) waitLocked(ctx context.Context, w *waiter) {
 	l.mu.Lock()
 	switch {
 	case w.done:
-	case w.inFlight: // the write under way ends soon, for better or worse
+	case w.flying > 0 && !l.kept: // what is under way ends soon, for better or worse
 		l.mu.Unlock()
 		<-w.wake
 		l.mu.Lock()
 	default:
-		l.queue = slices.DeleteFunc(l.queue, func(x *waiter) bool { return x == w })
+		if at := slices.Index(l.queue, w); at >= 0 {
+			l.queue = slices.Delete(l.queue, at, at+1)
+			l.waiting -= len(w.crcs) - w.crcAt
+		}
 		w.finish(fmt.Errorf("append: %w", context.Cause(ctx)))
 	}
 }
 
-// batch is what a leader writes in one go. The log has one, used by whoever leads.
-type batch struct {
-	file   *logFile
-	header batchHeader
-	pieces []piece // one per record, in order
-	blocks int     // of payload
-	buf    []byte
-	iov    [][]byte
+// mayLeadLocked tells whether one more batch may be built now.
+func (l *Log) mayLeadLocked() bool {
+	return !l.leading && !l.hurt &&
+		(len(l.flight) == 0 || len(l.flight) < flightMost && l.waiting >= l.beside)
 }
 
-// piece is a record, or part of a Data record, in a batch.
-type piece struct {
-	w    *waiter
-	rec  *Record
-	off  int // first block
-	n    int // blocks of payload
-	crcs []uint32
-}
-
-// leadLocked writes one batch of what waits and passes the lead on. The caller leads.
+// leadLocked builds a batch of what waits, passes the lead on, and writes it. The caller leads.
 func (l *Log) leadLocked() {
-	b := &l.batch
-	if l.err == nil && l.takeLocked(b) {
-		stable := l.stable
-		l.mu.Unlock()
-		err := l.write(b, stable)
-		l.mu.Lock()
-		if err != nil {
-			l.failLocked(fmt.Errorf("%w: %w", ErrFailed, err))
-		}
-		for i, p := range b.pieces {
-			p.w.inFlight = false
-			p.w.last = b.header.first + Seq(i)
-			if l.err != nil {
-				p.w.finish(l.err)
-			} else if p.w.at == len(p.w.recs) {
-				p.w.finish(nil)
-			} else {
-				p.w.notify() // it may want to leave
-			}
-		}
-		clear(b.pieces)
+	if len(l.flight) == 0 {
+		l.tip = tip{l.written, l.prevCRC}
 	}
+	b := l.spareLocked()
+	if l.err != nil || l.hurt || !l.takeLocked(b) {
+		l.spare = append(l.spare, b)
+		l.passLeadLocked()
+		return
+	}
+	at, stable := l.tip, l.stable
+	l.mu.Unlock()
+	l.build(b, at, stable)
+	l.mu.Lock()
+	h := &b.header
+	l.tip = tip{h.last(), h.crc}
+	b.file.taken, b.file.takenEnd = h.last(), h.offset+h.blocksAll()
+	l.flight = append(l.flight, b)
 	l.passLeadLocked()
+	l.mu.Unlock()
+	err := l.space.WriteAt(b.at, b.buffers())
+	l.mu.Lock()
+	l.landLocked(b, err)
 }
 
-// passLeadLocked ends a lead; the first that waits gets it, unless the queue waits for a slot.
+// passLeadLocked ends a lead; the first that waits gets it, unless the queue waits for something.
 func (l *Log) passLeadLocked() {
-	if l.err == nil && !l.starved && len(l.queue) > 0 {
-		l.queue[0].lead = true
+	l.leading = false
+	if l.err == nil && !l.starved && len(l.queue) > 0 && l.mayLeadLocked() {
+		l.leading, l.queue[0].lead = true, true
 		l.queue[0].notify()
 		return
 	}
-	l.writing = false
 	l.idle.Broadcast()
+	l.restLocked()
 }
 
 // slotCameLocked wakes a queue that waited for a slot.
 func (l *Log) slotCameLocked() {
 	l.starved, l.urgent = false, false
-	if !l.writing {
-		l.writing = true
+	if !l.leading {
 		l.passLeadLocked()
 	}
 }
@@ -268,7 +258,7 @@ func (l *Log) takeLocked(b *batch) bool {
 func (l *Log) nextFileLocked() {
 	f := &logFile{
 		slot: l.ready[0].slot, reserved: l.ready[0].reserved,
-		file: l.nextFile, term: l.term, first: l.written + 1, last: l.written, prevCRC: l.prevCRC,
+		file: l.nextFile, term: l.term, first: l.tip.seq + 1, last: l.tip.seq, taken: l.tip.seq,
 	}
 	l.nextFile++
 	l.ready = slices.Delete(l.ready, 0, 1)
@@ -284,12 +274,16 @@ func (l *Log) nextFileLocked() {
 // fillLocked moves from the queue into b what fits the current file, and nothing if nothing fits.
 func (l *Log) fillLocked(b *batch) {
 	b.file, b.blocks, b.pieces = l.cur, 0, b.pieces[:0]
-	room := min(l.slotBlocks()-max(1, int(l.cur.end)), batchBlocks+headerBlocks(batchBlocks, batchBlocks))
+	room := min(l.slotBlocks()-max(1, int(l.cur.takenEnd)), batchBlocks+headerBlocks(batchBlocks, batchBlocks))
 	keep := l.queue[:0]
 	full := false
 	for _, w := range l.queue {
 		if !full && (w.urgent || !l.cur.reserved) {
+			before := len(b.pieces)
 			full = !b.take(w, room)
+			if len(b.pieces) > before {
+				w.flying++
+			}
 		}
 		if w.at < len(w.recs) {
 			keep = append(keep, w)
@@ -297,6 +291,7 @@ func (l *Log) fillLocked(b *batch) {
 	}
 	clear(l.queue[len(keep):])
 	l.queue = keep
+	l.waiting -= b.blocks
 }
 
 // take adds w's records as far as they fit into room blocks; false if not all did.
@@ -313,7 +308,6 @@ func (b *batch) take(w *waiter, room int) bool {
 		}
 		b.pieces = append(b.pieces, piece{w, r, w.off, n, w.crcs[w.crcAt : w.crcAt+n]})
 		b.blocks += n
-		w.inFlight = true
 		w.crcAt += n
 		w.off += n
 		if n < left {
@@ -322,75 +316,4 @@ func (b *batch) take(w *waiter, room int) bool {
 		w.at, w.off = w.at+1, 0
 	}
 	return true
-}
-
-// write writes the batch, makes it visible and counts it. Only the leader is here, without locks.
-func (l *Log) write(b *batch, stable Seq) error {
-	f, h := b.file, &b.header
-	now := l.opts.Now().UnixNano()
-	b.iov = b.iov[:0]
-	at, offset := tier.NewPlace(f.slot, f.end), max(1, f.end)
-	if f.end == 0 {
-		fh := fileHeader{log: l.id, term: l.term, file: f.file, slot: uint32(f.slot),
-			slotBlocks: uint32(l.slotBlocks()), first: f.first, stable: stable, prevCRC: f.prevCRC}
-		b.iov = append(b.iov, fh.encode())
-		f.prevCRC, f.time = fh.crc, now
-	}
-	*h = batchHeader{log: l.id, term: l.term, file: f.file, offset: offset, first: f.last + 1,
-		stable: stable, prevCRC: f.prevCRC, time: now, entries: h.entries[:0], crcs: h.crcs[:0]}
-	for _, p := range b.pieces {
-		h.entries = append(h.entries, p.rec.entryFor(p.off, p.n))
-		h.crcs = append(h.crcs, p.crcs...)
-	}
-	b.buf = h.encode(b.buf)
-	b.iov = append(b.iov, b.buf)
-	for _, p := range b.pieces {
-		b.iov = p.appendTo(b.iov)
-	}
-	if err := l.space.WriteAt(at, b.iov); err != nil {
-		return err
-	}
-	clear(b.iov)
-	f.entries = h.appendSealed(f.entries, func(i int) []byte { return b.pieces[i].rec.Data })
-	l.show(b, now)
-	return nil
-}
-
-// appendTo adds the payload's buffers to iov.
-func (p *piece) appendTo(iov [][]byte) [][]byte {
-	if p.n == 0 {
-		return iov
-	}
-	data := p.rec.Data[p.off*block.Size : min(len(p.rec.Data), (p.off+p.n)*block.Size)]
-	iov = append(iov, data)
-	if pad := p.n*block.Size - len(data); pad > 0 {
-		iov = append(iov, zeroBlock[:pad])
-	}
-	return iov
-}
-
-// show makes a written batch visible and counts it as written, in one step for a freeze.
-func (l *Log) show(b *batch, now int64) {
-	f, h := b.file, &b.header
-	place := tier.NewPlace(f.slot, h.offset+h.headerBlocks)
-	l.idx.Lock()
-	defer l.idx.Unlock()
-	g := l.gens[len(l.gens)-1]
-	for i, p := range b.pieces {
-		var payload []byte
-		if h.entries[i].kind == Op {
-			payload = slices.Clone(p.rec.Data)
-		}
-		if h.entries[i].kind == Data {
-			l.crcs.put(place, p.crcs)
-		}
-		g.apply(h.first+Seq(i), now, h.entries[i], place, payload)
-		place += tier.Place(p.n)
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	f.end = h.offset + h.blocksAll()
-	f.last = h.last()
-	f.prevCRC, l.prevCRC = h.crc, h.crc
-	l.written = f.last
 }

@@ -314,7 +314,7 @@ func (l *Log) FreezeAndRotate(ctx context.Context) (*Checkpoint, error) {
 	}
 	l.ckpt.mu.Lock()
 	defer l.ckpt.mu.Unlock()
-	c, err := l.rotateAndFreeze()
+	c, err := l.rotateAndFreeze(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -324,12 +324,18 @@ func (l *Log) FreezeAndRotate(ctx context.Context) (*Checkpoint, error) {
 	return c, nil
 }
 
-func (l *Log) rotateAndFreeze() (*Checkpoint, error) {
-	l.meta.mu.Lock()
-	defer l.meta.mu.Unlock()
-	before := l.meta.bytes
-	if err := l.meta.rotateLocked(l.meta.number + 1); err != nil {
-		return nil, l.fail(err)
+func (l *Log) rotateAndFreeze(ctx context.Context) (c *Checkpoint, err error) {
+	err = l.withMeta(ctx, func(m *metaLog) (err error) {
+		c, err = l.rotateAndFreezeLocked(m)
+		return err
+	})
+	return c, err
+}
+
+func (l *Log) rotateAndFreezeLocked(m *metaLog) (*Checkpoint, error) {
+	before := m.bytes
+	if err := m.rotateLocked(m.number + 1); err != nil {
+		return nil, err
 	}
 	c := &Checkpoint{Frozen: l.freeze(), firstMeta: l.meta.number, metaBytes: before}
 	c.index.pos, c.index.crcs = l.meta.pos, c.Frozen.crcs
@@ -360,7 +366,7 @@ func (l *Log) Checkpoint(ctx context.Context, state func() ([]byte, error)) erro
 	}
 	l.ckpt.mu.Lock()
 	defer l.ckpt.mu.Unlock()
-	c, err := l.rotateAndFreeze()
+	c, err := l.rotateAndFreeze(ctx)
 	if err != nil {
 		return err
 	}
@@ -443,8 +449,12 @@ func (l *Log) writeCheckpointLocked(c *Checkpoint, state []byte) error {
 	gen := l.ckpt.generation + 1
 	name := path.Join(l.opts.Dir, ckptName(gen))
 	if err := l.writeCkpt(name, gen, c, state); err != nil {
+		if refused(err) {
+			l.obstructed(onCheckpoint, err)
+		}
 		return fmt.Errorf("write checkpoint %s: %w", name, err)
 	}
+	l.passed(onCheckpoint)
 	l.ckpt.generation, l.ckpt.firstMeta = gen, c.firstMeta
 	l.meta.mu.Lock()
 	l.meta.bytes -= c.metaBytes
@@ -461,7 +471,12 @@ func (l *Log) writeCkpt(name string, gen uint64, c *Checkpoint, state []byte) (e
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, f.Close()) }()
+	defer func() {
+		if err != nil {
+			_ = f.Truncate(0) // gives space back; the slot holds nothing
+		}
+		err = errors.Join(err, f.Close())
+	}()
 	h := ckptHeader{log: l.id, generation: gen, firstMeta: c.firstMeta, seq: c.Frozen.Seq,
 		stateLen: uint64(len(state)), stateCRC: block.CRC(state)}
 	err = c.index.encode(func(p []byte) error {

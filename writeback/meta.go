@@ -3,7 +3,9 @@ package writeback
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"path"
+	"slices"
 	"sync"
 
 	"graindisk/block"
@@ -303,6 +305,12 @@ func (s *sealedFile) each(f func(Seq, *sealedRecord)) error {
 }
 
 // metaLog is the metadata log's newest file. Each record is synced before the next is written.
+//
+// A file is made under a temporary name and renamed when its content is stable; so a metadata file that
+// is found has its header, and one whose making failed is not found. After a sync of an append failed,
+// or a write other than for want of space, nothing is appended to the file: its records, which are all
+// stable, are copied to a new one that is renamed over it. Every method may be called again after an
+// error.
 type metaLog struct {
 	mu     sync.Mutex // held over writes and syncs
 	fs     vfs.FS
@@ -315,55 +323,146 @@ type metaLog struct {
 	end    int64
 	bytes  int64    // in this and the files before it since the last checkpoint
 	pos    position // after all records
-	err    error    // a write failed; the file must not be appended to
+	bad    bool     // an append failed: copy the file before the next
+	named  bool     // the file's name is stable
+	closed bool
 }
 
-// rotateLocked starts a new file, whose name and header are stable when it returns.
-func (m *metaLog) rotateLocked(number uint64) error {
-	if m.err != nil {
-		return m.err
+const metaTemp = "meta-new" // parseMetaName does not know it
+
+// installLocked makes a file under a temporary name, has it filled and synced, and gives it its name.
+// If it fails after that, the file is the newest, but its name may not be stable.
+func (m *metaLog) installLocked(number uint64, fill func(vfs.File) error) error {
+	temp, name := path.Join(m.dir, metaTemp), path.Join(m.dir, metaName(number))
+	if err := m.fs.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) { // never twice into one file
+		return err
 	}
-	name := path.Join(m.dir, metaName(number))
-	f, err := m.fs.Create(name)
+	f, err := m.fs.Create(temp)
 	if err != nil {
-		m.err = fmt.Errorf("start metadata log: %w", err)
-		return m.err
+		return err
 	}
-	h := metaHeader{log: m.log, term: m.term, number: number, previous: m.number, first: m.seq}
-	_, err = f.WriteAt(h.encode(), 0)
-	if err == nil {
+	if err = fill(f); err == nil {
 		err = f.Sync()
 	}
 	if err == nil {
-		err = m.fs.SyncDir(m.dir)
-	}
-	if err == nil && m.file != nil {
-		err = m.file.Close()
-		m.file = nil
+		err = m.fs.Rename(temp, name)
 	}
 	if err != nil {
-		m.err = errors.Join(fmt.Errorf("start metadata log %s: %w", name, err), f.Close())
-		return m.err
+		_ = f.Truncate(0) // gives space back; the file is of no use
+		return errors.Join(err, f.Close())
 	}
-	m.file, m.number, m.end = f, number, block.Size
-	m.bytes += block.Size
+	if m.file != nil {
+		_ = m.file.Close() // nothing in it is in doubt, or it was replaced
+	}
+	m.file, m.number, m.bad, m.named = f, number, false, false
+	return m.nameLocked()
+}
+
+// nameLocked makes the file's name stable.
+func (m *metaLog) nameLocked() error {
+	if m.named {
+		return nil
+	}
+	if err := m.fs.SyncDir(m.dir); err != nil {
+		return err
+	}
+	m.named = true
 	return nil
 }
 
-// appendLocked writes one record and makes it stable.
+// rotateLocked starts a new file, whose name and header are stable when it returns nil.
+func (m *metaLog) rotateLocked(number uint64) error {
+	if err := m.readyLocked(); err != nil {
+		return err
+	}
+	h := metaHeader{log: m.log, term: m.term, number: number, previous: m.number, first: m.seq}
+	err := m.installLocked(number, func(f vfs.File) error {
+		_, err := f.WriteAt(h.encode(), 0)
+		return err
+	})
+	if m.number == number {
+		m.end = block.Size
+		m.bytes += block.Size
+	}
+	if err != nil {
+		return fmt.Errorf("start metadata log %s: %w", metaName(number), err)
+	}
+	return nil
+}
+
+// readyLocked mends what the call before left.
+func (m *metaLog) readyLocked() error {
+	if m.closed {
+		return ErrClosed
+	}
+	if m.bad {
+		if err := m.installLocked(m.number, m.copyTo); err != nil {
+			return fmt.Errorf("write %s anew: %w", metaName(m.number), err)
+		}
+	}
+	if m.file == nil {
+		return nil // the first is being started
+	}
+	return m.nameLocked()
+}
+
+// copyTo copies the header and the records, all stable, checking each.
+func (m *metaLog) copyTo(f vfs.File) error {
+	b := make([]byte, block.Size)
+	if _, err := m.file.ReadAt(b, 0); err != nil {
+		return err
+	}
+	h, err := decodeMetaHeader(b)
+	if err != nil || h.number != m.number {
+		return fmt.Errorf("%w: header of %s", ErrDamaged, metaName(m.number))
+	}
+	if _, err := f.WriteAt(b, 0); err != nil {
+		return err
+	}
+	next := h.first
+	for off := int64(block.Size); off < m.end; next++ {
+		if _, err := m.file.ReadAt(b[:block.Size], off); err != nil {
+			return err
+		}
+		n := int64(blocksFor(metaFixed+int(le.Uint32(b[8:])))) * block.Size
+		if n > m.end-off {
+			return fmt.Errorf("%w: record %d in %s", ErrDamaged, next, metaName(m.number))
+		}
+		b = slices.Grow(b[:0], int(n))[:n]
+		if _, err := m.file.ReadAt(b, off); err != nil {
+			return err
+		}
+		if r, _, err := decodeMetaRecord(b, off, h.term.seed()); err != nil || r.seq != next {
+			return fmt.Errorf("%w: record %d in %s", ErrDamaged, next, metaName(m.number))
+		}
+		if _, err := f.WriteAt(b, off); err != nil {
+			return err
+		}
+		off += n
+	}
+	if next != m.seq {
+		return fmt.Errorf("%w: %s ends at record %d, not %d", ErrDamaged, metaName(m.number), next, m.seq)
+	}
+	return nil
+}
+
+// appendLocked writes one record and makes it stable. One that was refused for want of space is
+// written over by the next.
 func (m *metaLog) appendLocked(kind uint8, payload []byte) error {
-	if m.err != nil {
-		return m.err
+	if err := m.readyLocked(); err != nil {
+		return err
 	}
 	r := metaRecord{kind: kind, seq: m.seq, offset: m.end, payload: payload}
 	b := r.encode(m.term.seed())
 	_, err := m.file.WriteAt(b, m.end)
 	if err == nil {
 		err = m.file.Sync()
+		m.bad = err != nil
+	} else {
+		m.bad = !refused(err)
 	}
 	if err != nil {
-		m.err = fmt.Errorf("append to %s: %w", path.Join(m.dir, metaName(m.number)), err)
-		return m.err
+		return fmt.Errorf("append to %s: %w", path.Join(m.dir, metaName(m.number)), err)
 	}
 	m.seq++
 	m.end += int64(len(b))
@@ -390,14 +489,12 @@ func (m *metaLog) appendTermLocked(p position) error {
 func (m *metaLog) close() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.closed = true
 	if m.file == nil {
 		return nil
 	}
 	err := m.file.Close()
 	m.file = nil
-	if m.err == nil {
-		m.err = ErrClosed
-	}
 	return err
 }
 
@@ -405,7 +502,8 @@ func (m *metaLog) close() error {
 const metaBytesMax = 1 << 30
 
 // AppendMeta writes a record of the pool, of a kind from OpaqueMin on, into the metadata log. It is
-// stable on return, and comes back from Open in order until a checkpoint supersedes it.
+// stable on return, and comes back from Open in order until a checkpoint supersedes it. While the tier
+// takes no writes, it waits until the log is closed.
 func (l *Log) AppendMeta(kind uint8, payload []byte) error {
 	if kind < OpaqueMin {
 		return fmt.Errorf("append metadata of kind %d: kinds below %d are the log's own", kind, OpaqueMin)
@@ -413,15 +511,7 @@ func (l *Log) AppendMeta(kind uint8, payload []byte) error {
 	if len(payload) > metaBytesMax {
 		return fmt.Errorf("append metadata of kind %d: %d bytes: at most %d", kind, len(payload), metaBytesMax)
 	}
-	if err := l.Failed(); err != nil {
-		return err
-	}
-	l.meta.mu.Lock()
-	defer l.meta.mu.Unlock()
-	if err := l.meta.appendLocked(kind, payload); err != nil {
-		return l.fail(err)
-	}
-	return nil
+	return l.withMeta(l.ctx, func(m *metaLog) error { return m.appendLocked(kind, payload) })
 }
 
 // MetaBytes is the length of the metadata log since the last checkpoint: what recovery must replay.

@@ -79,11 +79,11 @@ func (l *Log) Pressure() Pressure {
 	return p
 }
 
-// starving tells whether appends wait for a slot.
+// starving tells whether appends wait for a slot, or for a failed write to be mended.
 func (l *Log) starving() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.starved
+	return l.starved || l.hurt
 }
 
 // exposed tells whether d is at a bound on exposure.
@@ -96,7 +96,7 @@ func (l *Log) exposed(d Dirty) bool {
 // shut tells the gate whether new writes wait altogether, or fail.
 func (l *Log) shut() (bool, error) {
 	l.mu.Lock()
-	starved, err := l.starved, l.err
+	starved, err := l.starved || l.hurt, l.err
 	l.mu.Unlock()
 	if err != nil || starved || l.opts.MaxExposure <= 0 && l.opts.MaxExposureAge <= 0 {
 		return starved, err
@@ -145,5 +145,5 @@ func (l *Log) Roomy(blocks int) bool {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return len(l.queue) == 0 && l.cur != nil && !l.cur.reserved && l.slotBlocks()-int(l.cur.end) >= 2*blocks+64
+	return !l.hurt && len(l.queue) == 0 && l.cur != nil && !l.cur.reserved && l.slotBlocks()-int(l.cur.end) >= 2*blocks+64
 }

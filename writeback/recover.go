@@ -488,11 +488,8 @@ func (l *Log) DropThrough(horizon Seq) error {
 		return err
 	}
 	if horizon > end {
-		l.meta.mu.Lock()
-		err := l.meta.appendTermLocked(pos)
-		l.meta.mu.Unlock()
-		if err != nil {
-			return l.fail(err)
+		if err := l.withMeta(l.ctx, func(m *metaLog) error { return m.appendTermLocked(pos) }); err != nil {
+			return err
 		}
 	}
 	straddles := play.straddles(horizon)

@@ -91,6 +91,10 @@ func (r *recovery) candidates() (list []candidate, err error) {
 			list = append(list, c)
 		}
 	}
+	// A file that another slot has with its header is a copy that was being made to mend it.
+	list = slices.DeleteFunc(slices.Clone(list), func(c candidate) bool {
+		return c.headless && slices.ContainsFunc(list, func(o candidate) bool { return !o.headless && o.file == c.file })
+	})
 	slices.SortFunc(list, func(a, b candidate) int { return int(int64(a.file) - int64(b.file)) })
 	return list, nil
 }

@@ -32,54 +32,70 @@ func (l *Log) syncLocked(ctx context.Context, target Seq) error {
 		if l.err != nil {
 			return l.err
 		}
-		if r := l.round; r != nil {
-			l.mu.Unlock()
-			select {
-			case <-r.done:
-				l.mu.Lock()
-			case <-ctx.Done():
-				l.mu.Lock()
-				return fmt.Errorf("sync: %w", context.Cause(ctx))
-			}
+		var wait chan struct{}
+		switch {
+		case l.hurt: // even while a round runs: its end does not help
+			wait = l.mended
+		case l.round != nil:
+			wait = l.round.done
+		default:
+			l.runRoundLocked()
 			continue
 		}
-		l.runRoundLocked()
+		l.mu.Unlock()
+		select {
+		case <-wait:
+			l.mu.Lock()
+		case <-ctx.Done():
+			l.mu.Lock()
+			return fmt.Errorf("sync: %w", context.Cause(ctx))
+		}
 	}
 	return l.err
 }
 
-// runRoundLocked syncs the files with unsynced records, in order, through what is written now.
+// unsynced is a file with records to sync, as it was when the round began.
+type unsynced struct {
+	f        *logFile
+	last     Seq
+	complete bool
+}
+
+// runRoundLocked syncs the files with unsynced records, in order, through what is written now. If a
+// sync fails, its file is to be mended, and stable goes as far as the files before it.
 func (l *Log) runRoundLocked() {
 	r := &syncRound{done: make(chan struct{})}
 	l.round = r
 	through := l.written
-	var files, full []*logFile
+	var files []unsynced
 	for _, f := range l.files {
 		if !f.synced && f.last >= f.first {
-			files = append(files, f)
-			if f.full {
-				full = append(full, f)
-			}
+			files = append(files, unsynced{f, f.last, f.complete()})
 		}
 	}
 	l.mu.Unlock()
 	var err error
-	for _, f := range files {
-		if err = l.space.Sync(f.slot); err != nil {
+	synced := 0
+	for _, u := range files {
+		if err = l.space.Sync(u.f.slot); err != nil {
 			break
 		}
+		synced++
 	}
 	l.mu.Lock()
-	if err != nil {
-		l.failLocked(fmt.Errorf("%w: %w", ErrFailed, err))
-	} else {
+	for _, u := range files[:synced] {
+		l.stable = max(l.stable, u.last)
+		u.f.synced = u.complete
+	}
+	if err == nil {
 		l.stable = max(l.stable, through)
-		for _, f := range full {
-			f.synced = true
-		}
+	} else if l.err == nil {
+		files[synced].f.bad = err
+		l.hurtLocked()
 	}
 	l.round = nil
 	close(r.done)
+	l.restLocked()
 }
 
 // sealFiles seals full files in their order until ctx ends or the log fails.
@@ -105,7 +121,7 @@ func (l *Log) sealFiles(ctx context.Context) {
 func (l *Log) nextToSeal() *logFile {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if i := slices.IndexFunc(l.files, func(f *logFile) bool { return !f.sealed }); i >= 0 && l.files[i].full {
+	if i := slices.IndexFunc(l.files, func(f *logFile) bool { return !f.sealed }); i >= 0 && l.files[i].complete() {
 		return l.files[i]
 	}
 	return nil
@@ -116,15 +132,18 @@ func (l *Log) seal(ctx context.Context, f *logFile) error {
 	if err := l.syncThrough(ctx, f.last); err != nil {
 		return err
 	}
-	l.meta.mu.Lock()
-	defer l.meta.mu.Unlock()
-	if err := l.meta.appendSealedLocked(f, f.entries); err != nil {
-		return l.fail(err)
+	err := l.withMeta(ctx, func(m *metaLog) error {
+		if err := m.appendSealedLocked(f, f.entries); err != nil {
+			return err
+		}
+		l.mu.Lock()
+		f.sealed, f.synced, f.entries = true, true, nil
+		l.cleanLocked()
+		l.mu.Unlock()
+		return nil
+	})
+	if err == nil {
+		l.SpaceFreed()
 	}
-	l.mu.Lock()
-	f.sealed, f.synced, f.entries = true, true, nil
-	l.cleanLocked()
-	l.mu.Unlock()
-	l.SpaceFreed()
-	return nil
+	return err
 }
