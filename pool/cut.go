@@ -129,6 +129,9 @@ func (p *Pool) makeCut(ctx context.Context) error {
 	if err := p.log.Publish(f); err != nil {
 		return err
 	}
+	if err := p.cache.Save(); err != nil { // costs a warm start, nothing else
+		p.o.Log.Warn("cache index not saved", "pool", p.o.Name, "err", err)
+	}
 	p.o.Log.Debug("cut published", "pool", p.o.Name, "cut", rec.Cut, "segments", len(stored), "horizon", rec.Horizon, "took", time.Since(start))
 	return p.checkpointIfDue(ctx)
 }
@@ -332,6 +335,6 @@ func (p *Pool) adopt(s *storedSegment) {
 		for _, b := range e.blocks {
 			refs = append(refs, cache.BlockRef{Place: b.Place, CRC: b.CRC})
 		}
-		p.cache.Adopt(block.NewExtentID(s.sealed.Info.ID, slot), refs)
+		p.cache.Adopt(e.disk, block.NewExtentID(s.sealed.Info.ID, slot), refs)
 	}
 }

@@ -310,25 +310,25 @@ func (s *Space) Evict(slot int) bool {
 	return true
 }
 
-// Reclaim gives space back to the file system: of free slots, as many as there are beyond surplus
-// prewritten ones, and of all slots beyond Usable that are not busy, whose files it removes. It
-// returns how many slots gave up their space.
-func (s *Space) Reclaim(surplus int) (int, error) {
-	n := 0
+// Reclaim gives space back to the file system: of up to n free slots, as long as more than keep of the
+// free ones are prewritten, and of all slots beyond Usable that are not busy, whose files it removes.
+func (s *Space) Reclaim(n, keep int) error {
 	for {
-		slot, ok := s.nextToReclaim(surplus)
+		slot, beyond, ok := s.nextToReclaim(n > 0, keep)
 		if !ok {
-			return n, nil
+			return nil
 		}
 		if err := s.shrink(slot); err != nil {
-			return n, err
+			return err
 		}
-		n++
+		if !beyond {
+			n--
+		}
 	}
 }
 
 // nextToReclaim takes a slot whose file is to shrink: it is busy until shrink ends.
-func (s *Space) nextToReclaim(surplus int) (slot int, ok bool) {
+func (s *Space) nextToReclaim(any bool, keep int) (slot int, beyond, ok bool) {
 	s.mu.Lock()
 	for i := s.usable; i < len(s.slots); i++ {
 		if s.slots[i].file.Load() == nil || s.state[i] == stateBusy || !s.slots[i].pins.CompareAndSwap(0, evicting) {
@@ -337,7 +337,7 @@ func (s *Space) nextToReclaim(surplus int) (slot int, ok bool) {
 		s.setLocked(i, stateBusy)
 		s.mu.Unlock()
 		s.leave(i)
-		return i, true
+		return i, true, true
 	}
 	defer s.mu.Unlock()
 	slot, made := -1, 0
@@ -347,11 +347,11 @@ func (s *Space) nextToReclaim(surplus int) (slot int, ok bool) {
 			slot = max(slot, i)
 		}
 	}
-	if made <= surplus {
-		return 0, false
+	if !any || made <= keep {
+		return 0, false, false
 	}
 	s.setLocked(slot, stateBusy)
-	return slot, true
+	return slot, false, true
 }
 
 // shrink gives up a slot's space and frees the slot.

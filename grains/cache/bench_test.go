@@ -25,8 +25,8 @@ func BenchmarkReadHit(b *testing.B) {
 			defer c.Close()
 			const n = 1000
 			for id := range block.ExtentID(n) {
-				c.Fill(id, extent(id, 0, 16))
-				c.fill.wg.Wait()
+				c.Fill(1, id, extent(id, 0, 16))
+				c.settle()
 			}
 			r := rand.New(rand.NewPCG(1, 1))
 			p := make([]byte, blocks*block.Size)
@@ -58,7 +58,7 @@ func BenchmarkIndexMemory(b *testing.B) {
 						for i := range refs {
 							refs[i].Place = tier.NewPlace(slot, uint32(at+i))
 						}
-						c.Adopt(id, refs)
+						c.Adopt(1, id, refs)
 						id++
 					}
 				}
