@@ -90,7 +90,7 @@ func victimOf(cells []uint32, disk uint8) int {
 // from one pass over it, and count as one read. A pass may take recentWindow such reads of all extents.
 type recent struct {
 	clock atomic.Uint32
-	cells [8192]atomic.Uint32 // 20 bits of hash, 12 bits of clock
+	cells [8192]atomic.Uint32 // 20 bits of hash, the highest set, 12 bits of clock
 }
 
 // recentWindow is 32 streams of 4 KiB reads through 64 KiB extents, eight times over.
@@ -100,7 +100,7 @@ const recentWindow = 4096
 func (r *recent) first(h uint64) bool {
 	now := r.clock.Add(1) / (recentWindow / 4)
 	c := &r.cells[h>>8%uint64(len(r.cells))]
-	was, is := c.Load(), uint32(h>>32)&^0xfff|now&0xfff
+	was, is := c.Load(), uint32(h>>32)&^0xfff|1<<31|now&0xfff
 	c.Store(is)
 	return was == 0 || was&^0xfff != is&^0xfff || (now-was)&0xfff >= 4
 }
