@@ -118,8 +118,8 @@ type Cache struct {
 	ghost      ghost
 	recent     recent
 	shares     shares
-	ram        *ram // nil: none
-	loading    sync.WaitGroup
+	ram        *ram           // nil: none
+	work       sync.WaitGroup // all in the background but the flights; what starts there may start more
 	closing    atomic.Bool
 	flights    flights
 	counters   counters
@@ -313,10 +313,12 @@ func (c *Cache) DropSlot(slot int) {
 func (c *Cache) Close() {
 	c.closing.Store(true)
 	c.flights.close()
-	c.loading.Wait()
 	c.evictor.close()
-	c.closeFill(&c.small)
-	c.closeFill(&c.main)
+	c.small.close()
+	c.main.close()
+	c.work.Wait()
+	c.release(&c.small)
+	c.release(&c.main)
 	if err := c.save(true); err != nil {
 		c.log.Warn("cache index not saved", "error", err)
 	}

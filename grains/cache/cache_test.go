@@ -50,13 +50,7 @@ func openRig(t *testing.T, dir string, slots int) *rig {
 }
 
 // settle waits until nothing goes on in the background.
-func (c *Cache) settle() {
-	for range 4 { // a slot taken by one may start the evictor, which may have one prepared
-		c.small.wg.Wait()
-		c.evictor.wg.Wait()
-		c.main.wg.Wait()
-	}
-}
+func (c *Cache) settle() { c.work.Wait() }
 
 func (r *rig) close() {
 	r.Close()

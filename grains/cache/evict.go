@@ -15,7 +15,6 @@ type evictor struct {
 	mu      sync.Mutex
 	running bool
 	closed  bool
-	wg      sync.WaitGroup
 	buf     []byte // of the one that runs
 }
 
@@ -39,7 +38,7 @@ func (c *Cache) MakeRoom(free int) {
 		return
 	}
 	e.running = true
-	e.wg.Go(c.evict)
+	c.work.Go(c.evict)
 }
 
 // evict runs until enough slots are free or nothing can be evicted.
@@ -122,6 +121,7 @@ func (c *Cache) rescue(slot int, info *slotInfo) map[uint32]bool {
 	}
 	moved := map[uint32]bool{}
 	var batch []candidate
+	limit := min(rescueBuffer, max(1, int(c.slotBlocks)/64)) // little is left unused at the end of a slot
 	blocks := 0
 	flush := func() {
 		for _, e := range c.copyOut(slot, info, batch, blocks) {
@@ -131,7 +131,7 @@ func (c *Cache) rescue(slot int, info *slotInfo) map[uint32]bool {
 	}
 	for _, x := range c.candidates(slot, info, budget) {
 		n := info.blocks(x.entry)
-		if blocks+n > rescueBuffer {
+		if blocks+n > limit {
 			flush()
 		}
 		batch, blocks = append(batch, x), blocks+n
@@ -150,7 +150,7 @@ func (c *Cache) candidates(slot int, info *slotInfo, budget int) []candidate {
 			reads = 1 // the RAM cache answers its reads
 		}
 		floor := reads == 0 && info.kept && c.shares.low(disk)
-		if reads == 0 && !floor || c.shares.over(disk, 0) || !c.alive(info.extent(i), placed{slot, i}) {
+		if reads == 0 && !floor || reads < 2 && c.shares.over(disk, 0) || !c.alive(info.extent(i), placed{slot, i}) {
 			continue
 		}
 		found = append(found, candidate{i, reads})
@@ -219,7 +219,6 @@ func (c *Cache) inRAM(id block.ExtentID, r run) bool { return c.ram.holdsAny(id,
 
 func (e *evictor) close() {
 	e.mu.Lock()
+	defer e.mu.Unlock()
 	e.closed = true
-	e.mu.Unlock()
-	e.wg.Wait()
 }

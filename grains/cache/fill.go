@@ -31,7 +31,6 @@ type filler struct {
 	preparing bool
 	closed    bool
 	retryAt   time.Time // no slot is prepared before
-	wg        sync.WaitGroup
 }
 
 // Fill stores a clean extent of a disk, all its blocks, if there is room and the disk is not over its
@@ -49,9 +48,9 @@ func (c *Cache) Fill(disk block.DiskID, id block.ExtentID, data []byte) {
 		return
 	}
 	d := uint8(disk)
-	proved := c.ghost.take(id)
-	c.shares.want(d, proved)
-	if c.shares.over(d, int64(c.slotBlocks)) {
+	proved, young := c.ghost.take(id)
+	c.shares.want(d, young)
+	if !proved && c.shares.over(d, int64(c.slotBlocks)) {
 		c.ghost.add(id, d)
 		c.counters.fillsSkipped.Add(1)
 		return
@@ -114,7 +113,7 @@ func (c *Cache) room(f *filler, n uint32) (tier.Place, bool) {
 	at := tier.NewPlace(f.open, f.at)
 	f.at += n
 	if f.at > c.slotBlocks/2 && f.next == noSlot && !f.preparing && !f.closed {
-		f.wg.Go(func() {
+		c.work.Go(func() {
 			f.mu.Lock()
 			defer f.mu.Unlock()
 			if f.next == noSlot && !f.preparing {
@@ -195,12 +194,15 @@ func (c *Cache) abandon(f *filler, slot int) {
 	}
 }
 
-// close ends filling; the open slot becomes clean and the next goes back.
-func (c *Cache) closeFill(f *filler) {
+// close ends filling, but for what is under way.
+func (f *filler) close() {
 	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.closed = true
-	f.mu.Unlock()
-	f.wg.Wait()
+}
+
+// release lets go of the slots of a closed filler: the open one becomes clean and the next goes back.
+func (c *Cache) release(f *filler) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	c.giveUpLocked(f)

@@ -32,35 +32,37 @@ func (g *ghost) bucket(id block.ExtentID) (cells []uint32, print uint32) {
 	return g.cells[i : i+ghostWays], uint32(h)&^0xff | 1<<31
 }
 
-// add remembers a name, and reports whether it was remembered already.
-func (g *ghost) add(id block.ExtentID, disk uint8) bool {
+// add remembers a name.
+func (g *ghost) add(id block.ExtentID, disk uint8) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	cells, print := g.bucket(id)
-	known := takeCell(cells, print)
+	takeCell(cells, print)
 	at := victimOf(cells, disk)
 	copy(cells[1:at+1], cells[:at])
 	cells[0] = print | uint32(disk)
-	return known
 }
 
-// take forgets a name and reports whether it was there.
-func (g *ghost) take(id block.ExtentID) bool {
+// take forgets a name and reports whether it was there, and whether it is among the last to have come:
+// it would still be cached if the tier were an eighth larger.
+func (g *ghost) take(id block.ExtentID) (known, young bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	cells, print := g.bucket(id)
-	return takeCell(cells, print)
+	i := takeCell(cells, print)
+	return i >= 0, i == 0
 }
 
-func takeCell(cells []uint32, print uint32) bool {
+// takeCell empties the cell of a fingerprint and returns its number, or -1.
+func takeCell(cells []uint32, print uint32) int {
 	for i, c := range cells {
 		if c != 0 && c&^0xff == print {
 			copy(cells[i:], cells[i+1:])
 			cells[len(cells)-1] = 0
-			return true
+			return i
 		}
 	}
-	return false
+	return -1
 }
 
 // victimOf is the cell to give up for a name of disk.

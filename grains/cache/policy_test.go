@@ -15,6 +15,16 @@ import (
 	"graindisk/tier"
 )
 
+// raceEnabled tells that the race detector is on, which makes simulations ten times slower and has
+// nothing to find in them: they do one thing after the other.
+var raceEnabled bool
+
+func skipUnderRace(t *testing.T) {
+	if raceEnabled {
+		t.Skip("a long simulation on one goroutine; it runs without the race detector")
+	}
+}
+
 // nullFS is a file system whose files read as zeroes whatever is written, so that a policy can be
 // tested on many tiers' worth of bytes.
 type nullFS struct {
@@ -62,7 +72,7 @@ type sim struct {
 	time  time.Time
 }
 
-const simSlotBlocks = 64
+const simSlotBlocks = 32
 
 func newSim(t testing.TB, slots, slotBlocks int, o Options) *sim {
 	t.Helper()
@@ -75,6 +85,7 @@ func newSim(t testing.TB, slots, slotBlocks int, o Options) *sim {
 	if m.Cache, err = New(s, o); err != nil {
 		t.Fatal(err)
 	}
+	m.ghost.init(16 * int64(slots) * int64(slotBlocks)) // a block stands for an extent of 64 KiB here
 	s.OnEvict(m.DropSlot)
 	s.OnTake(m.MakeRoom)
 	t.Cleanup(m.Close)
@@ -166,7 +177,8 @@ func (l *lru) read(id block.ExtentID) bool {
 
 // TestScanRobsNobody reads by zipf from four times the tier, with and without as many reads of a scan woven in.
 func TestScanRobsNobody(t *testing.T) {
-	const slots, reads = 128, 300_000
+	skipUnderRace(t)
+	const slots, reads = 192, 200_000
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	const blocks = slots * simSlotBlocks
@@ -207,7 +219,7 @@ func TestScanRobsNobody(t *testing.T) {
 // TestWritesAloneAreNotCopied has a log turn the tier over many times while a few extents are read.
 func TestWritesAloneAreNotCopied(t *testing.T) {
 	const slots = 64
-	for _, hot := range []int{0, 20} {
+	for _, hot := range []int{0, 10} {
 		m := newSim(t, slots, simSlotBlocks, Options{})
 		id := block.ExtentID(0)
 		written := uint64(0)
@@ -220,7 +232,7 @@ func TestWritesAloneAreNotCopied(t *testing.T) {
 			}
 		}
 		s := m.Stats()
-		if limit := written * uint64(hot) / 400; s.MovedBytes > limit {
+		if limit := written * uint64(hot) / 200; s.MovedBytes > limit {
 			t.Errorf("%d hot: %d bytes copied for %d written, want at most %d", hot, s.MovedBytes, written, limit)
 		}
 		for i := range hot {
@@ -281,6 +293,7 @@ func TestSlotsAreFreeAheadOfNeed(t *testing.T) {
 // TestIndexMemory adopts a tier full of extents in an order like that of cuts, and compares what the
 // index takes, as counted and on the heap, with the bound of the design.
 func TestIndexMemory(t *testing.T) {
+	skipUnderRace(t)
 	const gib = 1 << 30
 	for _, c := range []struct {
 		blocks, slots int
@@ -288,6 +301,7 @@ func TestIndexMemory(t *testing.T) {
 	}{{16, 64, 1.5}, {1, 16, 6}, {1, 20, 6}, {1, 23, 6}} {
 		heap := heapBytes()
 		m := newSim(t, c.slots, 16384, Options{})
+		m.ghost.init(int64(c.slots) * 16384) // as it is
 		refs := make([]BlockRef, c.blocks)
 		rnd := rand.New(rand.NewPCG(1, 1))
 		n := 16384 / c.blocks

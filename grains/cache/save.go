@@ -275,7 +275,7 @@ func (c *Cache) Load(busy func(slot int) bool) error {
 	}
 	c.loadSlots(now)
 	slices.Reverse(later) // the youngest first
-	c.loading.Go(func() { c.loadSlots(later) })
+	c.work.Go(func() { c.loadSlots(later) })
 	return nil
 }
 

@@ -18,7 +18,7 @@ func (r *rig) loaded(busy func(int) bool) {
 	if err := r.Load(busy); err != nil {
 		r.t.Fatal(err)
 	}
-	r.loading.Wait()
+	r.work.Wait()
 }
 
 func TestLoadFindsWhatWasThere(t *testing.T) {
