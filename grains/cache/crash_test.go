@@ -29,7 +29,7 @@ func crashRig(fsys *crashtest.FS) (*Cache, *tier.Space, error) {
 	if err := c.Load(never); err != nil {
 		return nil, nil, err
 	}
-	c.settle()
+	c.WaitLoaded()
 	return c, s, nil
 }
 

@@ -275,9 +275,12 @@ func (c *Cache) Load(busy func(slot int) bool) error {
 	}
 	c.loadSlots(now)
 	slices.Reverse(later) // the youngest first
-	c.work.Go(func() { c.loadSlots(later) })
+	c.loading.Go(func() { c.loadSlots(later) })
 	return nil
 }
+
+// WaitLoaded returns when all that Load found is in the index. Load has returned before.
+func (c *Cache) WaitLoaded() { c.loading.Wait() }
 
 // loadHead reads the head of a saved index, and tells whether its slot is still what it says.
 func (c *Cache) loadHead(name string) (h saveHead, ok bool) {

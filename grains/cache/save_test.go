@@ -18,7 +18,7 @@ func (r *rig) loaded(busy func(int) bool) {
 	if err := r.Load(busy); err != nil {
 		r.t.Fatal(err)
 	}
-	r.work.Wait()
+	r.WaitLoaded()
 }
 
 func TestLoadFindsWhatWasThere(t *testing.T) {
@@ -273,6 +273,21 @@ func TestSaveGolden(t *testing.T) {
 	}
 	if !bytes.Equal(got, want) {
 		t.Errorf("saved form changed:\n got %x\nwant %x", got, want)
+	}
+}
+
+func TestDescribeASavedIndex(t *testing.T) {
+	var b bytes.Buffer
+	if err := Describe(&b, goldenSave(t)); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"slot         1 of 32 blocks, small queue", "entries      2,", "blocks 0-1 at block 1, disk 7", "blocks 0-0 at block 31, disk 2"} {
+		if !bytes.Contains(b.Bytes(), []byte(want)) {
+			t.Errorf("%q is missing in\n%s", want, b.String())
+		}
+	}
+	if err := Describe(&b, goldenSave(t)[:70]); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("cut short: %v", err)
 	}
 }
 
