@@ -370,7 +370,7 @@ func (c *Cache) Stats() Stats {
 		Evicted: n.evicted.Load(), CRCFailures: n.crcFailures.Load(), ReadErrors: n.readErrors.Load(),
 		Fetches: n.fetches.Load(), Shared: n.shared.Load(), RAMHits: n.ramHits.Load(),
 		Moved: n.moved.Load(), FilledBytes: n.filledBytes.Load(), MovedBytes: n.movedBytes.Load(),
-		MemoryBytes: 4 * int64(len(c.ghost.cells)),
+		MemoryBytes: 4 * int64(len(c.ghost.cells)+len(c.recent.cells)),
 	}
 	for i := range c.shards {
 		entries, blocks, memory := c.shards[i].size()

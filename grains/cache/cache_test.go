@@ -407,6 +407,10 @@ func TestGapBetweenOverlappingEntries(t *testing.T) {
 // they get. The content of every extent follows from its name.
 func TestEvictionWhileReading(t *testing.T) {
 	r := newRig(t, 8)
+	var err error
+	if r.ram, err = newRAM(300 << 10); err != nil {
+		t.Fatal(err)
+	}
 	const names = 200
 	var stop atomic.Bool
 	var hits atomic.Uint64
