@@ -17,7 +17,7 @@
 //	                                  └── Fill of a name it remembers ─► main
 //
 // The small queue is the slots of the log and those of first fills; it is reduced first while it has
-// more than a tenth of the tier. Copies are at most half of a slot from small, three quarters of one
+// more than a tenth of the clean slots. Copies are at most half of a slot from small, three quarters of one
 // from main; what is only written is never copied. Reading by zipf (s = 1) from four times the tier, with
 // and without as many reads of a scan woven in, the zipf part hits (TestScanRobsNobody)
 //
@@ -121,6 +121,7 @@ type Cache struct {
 	refBits    int // of a cell that name an entry
 	reserve    int
 	ahead      int // free slots below which slots are evicted
+	useMain    bool
 	log        *slog.Logger
 	shards     [shardCount]shard
 	slots      []atomic.Pointer[slotInfo] // by slot; nil while the cache knows nothing in it
@@ -164,6 +165,7 @@ func New(s space, o Options) (*Cache, error) {
 		space: s, fs: o.FS, dir: o.Dir, slotBlocks: uint32(s.SlotBlocks()), reserve: o.Reserve, log: o.Log,
 		refBits: refBitsOf(s.Slots(), s.SlotBlocks()),
 		ahead:   min(aheadMax, max(1, s.Usable()/32)),
+		useMain: s.Usable() >= mainSlotsMin,
 		slots:   make([]atomic.Pointer[slotInfo], s.Slots()),
 		small:   filler{open: noSlot, next: noSlot},
 		main:    filler{open: noSlot, next: noSlot, kept: true},

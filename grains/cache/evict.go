@@ -20,7 +20,8 @@ type evictor struct {
 
 const (
 	aheadMax      = 4       // free slots that are enough
-	smallPart     = 10      // the small queue is reduced first while it has more than a tenth of the slots
+	smallPart     = 10      // the small queue is reduced first while it has more than a tenth of the clean slots
+	mainSlotsMin  = 16      // in a smaller tier the main queue would take too much from the log: there is none
 	rescueBuffer  = 64      // blocks copied at a time
 	evictAttempts = 1 << 16 // until the last reader of a slot has gone
 	surplusSlots  = 8       // free slots that keep their space
@@ -67,7 +68,7 @@ func (c *Cache) evict() {
 func (c *Cache) evictOne(rescue bool) bool {
 	_, _, clean := c.space.Counts()
 	kept := c.space.Kept()
-	fromMain := kept > 0 && clean-kept <= max(1, c.space.Usable()/smallPart)
+	fromMain := kept > 0 && clean-kept <= max(1, clean/smallPart)
 	slot, ok := c.space.Oldest(fromMain)
 	if !ok || !c.space.Pin(slot) {
 		return ok
@@ -75,7 +76,7 @@ func (c *Cache) evictOne(rescue bool) bool {
 	c.shares.fill()
 	if info := c.slots[slot].Load(); info != nil && !info.saved {
 		moved := map[uint32]bool(nil)
-		if rescue {
+		if rescue && c.useMain {
 			moved = c.rescue(slot, info)
 		}
 		c.remember(slot, info, moved)

@@ -56,7 +56,7 @@ func (c *Cache) Fill(disk block.DiskID, id block.ExtentID, data []byte) {
 		return
 	}
 	f := &c.small
-	if proved {
+	if proved && c.useMain {
 		f = &c.main
 	}
 	at, ok := c.room(f, uint32(n))

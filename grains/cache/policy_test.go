@@ -272,6 +272,21 @@ func TestPartialReadsOfOnePassCountOnce(t *testing.T) {
 	}
 }
 
+// TestSmallTiersLeaveRoomForTheLog has a tier of the least size, all of which is read again and again.
+func TestSmallTiersLeaveRoomForTheLog(t *testing.T) {
+	m := newSim(t, 8, simSlotBlocks, Options{})
+	for i := range 5000 {
+		m.read(1, block.ExtentID(1+i%400))
+		m.read(1, block.ExtentID(1+i%50))
+		if _, busy, _ := m.space.Counts(); busy > 2 {
+			t.Fatalf("read %d: the cache keeps %d slots of 8 busy", i, busy)
+		}
+	}
+	if s := m.Stats(); s.Hits == 0 || s.Moved > 0 {
+		t.Errorf("stats %+v", s)
+	}
+}
+
 // TestSlotsAreFreeAheadOfNeed takes slots of a full tier one by one, as a log does, with much to copy.
 func TestSlotsAreFreeAheadOfNeed(t *testing.T) {
 	m := newSim(t, 128, simSlotBlocks, Options{})

@@ -23,7 +23,7 @@ func TestRAMMatchesModel(t *testing.T) {
 	}
 	defer r.close()
 	hits := 0
-	for range 100_000 {
+	for range 40_000 {
 		id := block.ExtentID(rnd.IntN(60))
 		off := rnd.IntN(ExtentBlocksMax)
 		n := 1 + rnd.IntN(min(4, ExtentBlocksMax-off))
@@ -61,7 +61,7 @@ func TestRAMMatchesModel(t *testing.T) {
 
 // TestRAMIsBounded adds up everything the RAM cache has, on the heap and off it.
 func TestRAMIsBounded(t *testing.T) {
-	for _, bytes := range []int64{256 << 10, 10 << 20, 64<<20 + 12345} {
+	for _, bytes := range []int64{256 << 10, 10 << 20, 24<<20 + 12345} {
 		heap := heapBytes()
 		r, err := newRAM(bytes)
 		if err != nil {

@@ -2,7 +2,6 @@ package cache
 
 import (
 	"container/list"
-	"math/rand/v2"
 	"slices"
 	"testing"
 	"time"
@@ -105,8 +104,7 @@ func lruSplit(seed uint64, units ...int) (equal, best int) {
 
 func TestSharesFollowTheWorkingSets(t *testing.T) {
 	skipUnderRace(t)
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	const seed = 1 // fixed, and the run is deterministic: by chance alone one in ten would be over the bound
 	const periods = 5 // that are measured
 	m := newSim(t, simSlots, simSlotBlocks, Options{})
 	loads := simLoads(seed, 1, 2, 4, 8)
