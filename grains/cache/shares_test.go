@@ -104,7 +104,7 @@ func lruSplit(seed uint64, units ...int) (equal, best int) {
 
 func TestSharesFollowTheWorkingSets(t *testing.T) {
 	skipUnderRace(t)
-	const seed = 1 // fixed, and the run is deterministic: by chance alone one in ten would be over the bound
+	const seed = 1    // fixed, and the run is deterministic: by chance alone one in ten would be over the bound
 	const periods = 5 // that are measured
 	m := newSim(t, simSlots, simSlotBlocks, Options{})
 	loads := simLoads(seed, 1, 2, 4, 8)
