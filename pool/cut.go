@@ -139,7 +139,13 @@ func (p *Pool) enterCut(f *writeback.Frozen, rec *segment.CutRecord, stored []*s
 		p.adopt(s)
 	}
 	p.applyCut(rec, last, indexes(stored))
-	return p.log.Publish(f)
+	if err := p.log.Publish(f); err != nil {
+		return err
+	}
+	if err := p.cache.Save(); err != nil { // costs a warm start, nothing else
+		p.o.Log.Warn("cache index not saved", "pool", p.o.Name, "err", err)
+	}
+	return nil
 }
 
 // freeze fixes the next cut and makes the log stable through it. When the metadata log has grown
@@ -341,6 +347,6 @@ func (p *Pool) adopt(s *storedSegment) {
 		for _, b := range e.blocks {
 			refs = append(refs, cache.BlockRef{Place: b.Place, CRC: b.CRC})
 		}
-		p.cache.Adopt(block.NewExtentID(s.sealed.Info.ID, slot), refs)
+		p.cache.Adopt(e.disk, block.NewExtentID(s.sealed.Info.ID, slot), refs)
 	}
 }

@@ -45,16 +45,17 @@ func (p *Pool) Read(ctx context.Context, ps []vdisk.Piece) error {
 func (p *Pool) readPieces(ctx context.Context, ps []vdisk.Piece) error {
 	first := ps[0]
 	var got map[block.ExtentID][]byte // if it was us
-	data, err := p.cache.Fetch(ctx, first.ID, first.Orig, func(ctx context.Context) (_ []byte, err error) {
-		if got, err = p.fetchExtents(ctx, ps); err != nil {
-			return nil, err
+	data, err := p.cache.Fetch(ctx, first.ID, first.Orig, func(ctx context.Context) (_ block.DiskID, _ []byte, err error) {
+		var disks map[block.ExtentID]block.DiskID
+		if got, disks, err = p.fetchExtents(ctx, ps); err != nil {
+			return 0, nil, err
 		}
 		for id, b := range got {
 			if id != first.ID {
-				p.cache.Fill(id, b)
+				p.cache.Fill(disks[id], id, b)
 			}
 		}
-		return got[first.ID], nil
+		return disks[first.ID], got[first.ID], nil
 	})
 	if err != nil {
 		return fmt.Errorf("extent %s: %w", first.ID, err)
@@ -74,20 +75,21 @@ func (p *Pool) readPieces(ctx context.Context, ps []vdisk.Piece) error {
 	return nil
 }
 
-// fetchExtents gets the pieces' whole extents from their segment.
-func (p *Pool) fetchExtents(ctx context.Context, ps []vdisk.Piece) (map[block.ExtentID][]byte, error) {
+// fetchExtents gets the pieces' whole extents from their segment, and tells the disks that wrote them.
+func (p *Pool) fetchExtents(ctx context.Context, ps []vdisk.Piece) (got map[block.ExtentID][]byte, disks map[block.ExtentID]block.DiskID, err error) {
 	seg := ps[0].ID.Segment()
 	p.mu.Lock()
 	info, ok := p.segments[seg]
 	p.mu.Unlock()
 	if !ok {
-		return nil, fmt.Errorf("segment %d is not in the pool's table: %w", seg, vdisk.ErrDamaged)
+		return nil, nil, fmt.Errorf("segment %d is not in the pool's table: %w", seg, vdisk.ErrDamaged)
 	}
 	orig := map[int]int{}
 	for _, x := range ps {
 		orig[x.ID.Slot()] = x.Orig
 	}
-	got := make(map[block.ExtentID][]byte, len(orig))
+	got = make(map[block.ExtentID][]byte, len(orig))
+	disks = make(map[block.ExtentID]block.DiskID, len(orig))
 	for wait := backoff(0); ; wait = wait.next() {
 		var slots []int
 		for s := range orig {
@@ -100,21 +102,22 @@ func (p *Pool) fetchExtents(ctx context.Context, ps []vdisk.Piece) (map[block.Ex
 			if int(e.Blocks) != orig[slot] {
 				return fmt.Errorf("it has %d blocks, the map says %d: %w", e.Blocks, orig[slot], vdisk.ErrDamaged)
 			}
-			got[block.NewExtentID(seg, slot)] = data
+			id := block.NewExtentID(seg, slot)
+			got[id], disks[id] = data, e.Disk
 			return nil
 		})
 		switch {
 		case err == nil:
-			return got, nil
+			return got, disks, nil
 		case errors.Is(err, vdisk.ErrDamaged):
-			return nil, err
+			return nil, nil, err
 		case errors.Is(err, segment.ErrDamaged), errors.Is(err, backend.ErrNotFound):
 			p.o.Log.Error("extents cannot be read", "pool", p.o.Name, "segment", seg, "err", err)
-			return nil, fmt.Errorf("%w: %w", vdisk.ErrDamaged, err)
+			return nil, nil, fmt.Errorf("%w: %w", vdisk.ErrDamaged, err)
 		}
 		p.o.Log.Warn("targets do not answer, read waits", "pool", p.o.Name, "segment", seg, "err", err)
 		if err := wait.sleep(ctx); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 }

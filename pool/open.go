@@ -250,6 +250,9 @@ func (p *Pool) openTier() (*writeback.Recovered, error) {
 		return nil, err
 	}
 	p.log = log
+	if err := p.cache.Load(p.space.Busy); err != nil {
+		p.o.Log.Warn("cache starts cold", "pool", p.o.Name, "err", err)
+	}
 	return rec, nil
 }
 
@@ -268,10 +271,11 @@ func (p *Pool) openSpace() error {
 		return err
 	}
 	p.space = space
-	if p.cache, err = cache.New(space, cache.Options{Log: p.o.Log}); err != nil {
+	if p.cache, err = cache.New(space, cache.Options{RAMBytes: p.o.RAMBytes, FS: p.o.FS, Dir: p.o.TierDir, Log: p.o.Log}); err != nil {
 		return err
 	}
 	space.OnEvict(p.cache.DropSlot)
+	space.OnTake(p.cache.MakeRoom)
 	return nil
 }
 

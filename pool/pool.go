@@ -75,7 +75,7 @@ type Options struct {
 	TierDir string // made if it is missing
 	// TierBytes bounds the log and the cache together; default 10 GiB, at least 8 slots.
 	TierBytes int64
-	// SlotBytes is the unit of tier space; default the larger of 64 MiB and TierBytes/1024.
+	// SlotBytes is the unit of tier space; default the larger of 64 MiB and TierBytes/1024, at most 4 GiB.
 	SlotBytes int64
 	// Data and Parity are the stripe profile of a pool that is being created; default 2+1.
 	Data, Parity int
@@ -96,8 +96,10 @@ type Options struct {
 	CheckpointBytes int64
 	// IndexBytes bounds the cached segment indexes in RAM; default 64 MiB.
 	IndexBytes int64
-	Host       string // who we are in messages; default the host's name
-	Takeover   bool   // take a pool that another owner holds; see Open
+	// RAMBytes bounds the cache of blocks in RAM, everything counted; default none, else at least 256 KiB.
+	RAMBytes int64
+	Host     string // who we are in messages; default the host's name
+	Takeover bool   // take a pool that another owner holds; see Open
 	// CreateEmpty lets Open create the pool if the tier is empty and no target holds anything.
 	CreateEmpty bool
 	// RootTimeout is how long Open waits for the root before it serves from an intact log; default 5 s.
@@ -115,7 +117,7 @@ func (o Options) withDefaults() Options {
 		o.FS = vfs.OS{}
 	}
 	def(&o.TierBytes, 10<<30)
-	def(&o.SlotBytes, max(64<<20, (o.TierBytes/1024+block.Size-1)/block.Size*block.Size))
+	def(&o.SlotBytes, min(4<<30, max(64<<20, (o.TierBytes/1024+block.Size-1)/block.Size*block.Size)))
 	if o.Data == 0 {
 		o.Data, o.Parity = 2, 1
 	}

@@ -160,7 +160,9 @@ func (p *Pool) snapshotNow(place func(*densetree.Run) (runRef, error)) (*snapsho
 
 // encodeState is the pool's part of a local checkpoint:
 //
-//	u32 length | snapshot (JSON) | u32 length | runs back to back | u32 length | cache index
+//	u32 length | snapshot (JSON) | u32 length | runs back to back | u32 length | old cache index
+//
+// The last is empty: the cache keeps its index itself. States written before that have it here.
 func (p *Pool) encodeState() ([]byte, error) {
 	var runs []byte
 	s, err := p.snapshotNow(func(r *densetree.Run) (runRef, error) {
@@ -180,7 +182,7 @@ func (p *Pool) encodeState() ([]byte, error) {
 	}
 	b := appendBytes(nil, head)
 	b = appendBytes(b, runs)
-	return appendBytes(b, p.cache.AppendState(nil)), nil
+	return appendBytes(b, nil), nil
 }
 
 // loadState restores what encodeState wrote.

@@ -66,47 +66,38 @@ func (s *Space) Shun(slot int) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.state[slot] = stateFree
-	s.free = append([]int{slot}, s.free...)
+	s.setLocked(slot, stateFree)
+	if n := len(s.free); n > 0 && s.free[n-1] == slot {
+		s.free = append([]int{slot}, s.free[:n-1]...)
+	}
 }
 
 // TakeMade is Take for when the file system has no room: it hands out only slots whose files have
 // their full length already.
 func (s *Space) TakeMade(reserve int) (int, error) {
 	s.mu.Lock()
-	if reserve > 0 && s.availableLocked() <= reserve {
+	if reserve > 0 && len(s.free)+len(s.clean)+len(s.kept) <= reserve {
 		s.mu.Unlock()
 		return 0, ErrNoSlot
 	}
 	for _, i := range slices.Backward(s.free) {
 		if s.made[i] {
-			s.free = without(s.free, i)
-			s.state[i] = stateBusy
+			s.setLocked(i, stateBusy)
 			s.mu.Unlock()
 			s.closeRetired(i)
 			return i, nil
 		}
 	}
-	s.mu.Unlock()
-	return s.takeClean()
-}
-
-// takeClean evicts the oldest clean slot that nobody reads.
-func (s *Space) takeClean() (int, error) {
-	s.mu.Lock()
-	at := slices.IndexFunc(s.clean, func(i int) bool { return s.made[i] && s.slots[i].pins.CompareAndSwap(0, evicting) })
-	if at < 0 {
-		s.mu.Unlock()
-		return 0, ErrNoSlot
+	for _, list := range [][]int{s.clean, s.kept} {
+		for _, i := range list {
+			if s.made[i] && s.slots[i].pins.CompareAndSwap(0, evicting) {
+				s.setLocked(i, stateBusy)
+				s.mu.Unlock()
+				s.leave(i)
+				return i, nil
+			}
+		}
 	}
-	slot := s.clean[at]
-	s.clean = slices.Delete(s.clean, at, at+1)
-	s.state[slot] = stateBusy
 	s.mu.Unlock()
-	if s.evict != nil {
-		s.evict(slot)
-	}
-	s.closeRetired(slot)
-	s.slots[slot].pins.Add(-evicting)
-	return slot, nil
+	return 0, ErrNoSlot
 }

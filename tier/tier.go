@@ -1,15 +1,23 @@
 // Package tier divides the local SSD into equal slots, the files in which the log and the cache
 // keep their blocks. A slot is taken whole, filled, and given back whole.
 //
-//	       Take                    SetClean                  (oldest first)
+//	       Take              SetClean, SetKept             Take: the oldest clean one,
 //	free ────────► busy ─────────────────────────► clean ────────────────────► busy
-//	  ▲             │ Free                           │ Free      Take: evicted
-//	  └─────────────┴────────────────────────────────┘
+//	  ▲             │ Free                           │       then the oldest kept one
+//	  └─────────────┴────────────────────────────────┘ Free, Evict
 //
 // A busy slot holds bytes that exist nowhere else, or is being filled. A clean slot holds only bytes
-// that can be had from the targets; Take may evict it, after telling the holder of its index and only
-// while no reader has it pinned. A slot's file, slot-NNNNNN, is written over its full length once
-// (Prewrite) and then reused in place, so that filling it changes no file-system metadata.
+// that can be had from the targets; it may be evicted, after telling the holder of its index and only
+// while no reader has it pinned. A kept slot is a clean one that goes last. Whoever holds the index
+// should evict in time, by his own judgement, so that Take finds free slots: OnTake tells him.
+//
+// A slot's file, slot-NNNNNN, is written over its full length once (Prewrite) and then reused in
+// place, so that filling it changes no file-system metadata. Reclaim gives the space of surplus free
+// slots back to the file system: their files are cut to nothing, and prewritten again before use.
+//
+// A tier that was larger at the last start has files beyond Slots. Those that recovery claims stay
+// until they are clean or free; then they, and at once all others, are evicted, and Reclaim removes
+// their files. They are never taken.
 package tier
 
 import (
@@ -59,12 +67,18 @@ type Space struct {
 	slotBytes int64
 	slots     []slot
 
-	mu    sync.Mutex
-	free  []int // stack
-	clean []int // oldest first; entries whose slot is no longer clean are skipped
-	state []state
-	made  []bool    // the file exists and has its full length
+	usable int // slots below it are taken, those above are what a larger tier left
+
 	evict func(int) // told before a clean slot changes hands
+	taken func(int) // told how many slots are free, after each Take
+
+	mu    sync.Mutex
+	free  []int // stack, of usable slots
+	clean []int // oldest first
+	kept  []int // oldest first
+	busy  int
+	state []state
+	made  []bool // the file exists and has its full length
 	// retired holds, per slot, the files that Replace took away, for who still reads them.
 	retired map[int][]vfs.File
 }
@@ -81,13 +95,14 @@ const (
 	stateFree state = iota
 	stateBusy
 	stateClean
+	stateKept
 )
 
 // evicting is added to pins while a slot changes hands, so that no pin can succeed.
 const evicting = -1 << 40
 
 // Open lists the slots of a tier. Existing slot files count as free until SetBusy or SetClean claims
-// them, which recovery does before the first Take. Files beyond Slots are left alone and unused.
+// them, which recovery does before the first Take or Reclaim.
 func Open(o Options) (*Space, error) {
 	if o.SlotBytes < 4*block.Size || o.SlotBytes%block.Size != 0 {
 		return nil, fmt.Errorf("tier: slot size %d: must be a multiple of %d and at least %d", o.SlotBytes, block.Size, 4*block.Size)
@@ -109,7 +124,7 @@ func Open(o Options) (*Space, error) {
 		}
 	}
 	s := &Space{
-		fs: o.FS, dir: o.Dir, slotBytes: o.SlotBytes,
+		fs: o.FS, dir: o.Dir, slotBytes: o.SlotBytes, usable: o.Slots,
 		slots: make([]slot, n), state: make([]state, n), made: make([]bool, n),
 		retired: map[int][]vfs.File{},
 	}
@@ -175,6 +190,9 @@ func (s *Space) SlotBlocks() int { return int(s.slotBytes / block.Size) }
 // Slots is how many slots there are, counting files that a larger tier left behind.
 func (s *Space) Slots() int { return len(s.slots) }
 
+// Usable is how many slots may be taken: those that Options asked for.
+func (s *Space) Usable() int { return s.usable }
+
 // Exists tells whether the slot has a file of full length.
 func (s *Space) Exists(slot int) bool {
 	s.mu.Lock()
@@ -183,23 +201,26 @@ func (s *Space) Exists(slot int) bool {
 }
 
 // OnEvict registers the function told when a clean slot is about to change hands; after it returns,
-// nobody may look for bytes in that slot. It is called without locks held, before the first Take.
+// nobody may look for bytes in that slot. It is called without locks held. Register before the first Take.
 func (s *Space) OnEvict(f func(slot int)) { s.evict = f }
 
-// Counts reports how many slots are free, busy and clean.
+// OnTake registers the function told after each Take how many slots are still free. It is called
+// without locks held and must not wait. Register before the first Take.
+func (s *Space) OnTake(f func(free int)) { s.taken = f }
+
+// Counts reports how many usable slots are free, how many slots are busy, and how many usable ones are
+// clean, the kept ones among these.
 func (s *Space) Counts() (free, busy, clean int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	free = len(s.free)
-	for _, st := range s.state {
-		switch st {
-		case stateBusy:
-			busy++
-		case stateClean:
-			clean++
-		}
-	}
-	return free, busy, clean
+	return len(s.free), s.busy, len(s.clean) + len(s.kept)
+}
+
+// Kept reports how many slots are kept.
+func (s *Space) Kept() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.kept)
 }
 
 // Busy tells whether a slot is busy.
@@ -209,45 +230,166 @@ func (s *Space) Busy(slot int) bool {
 	return s.state[slot] == stateBusy
 }
 
-// Take hands out a free slot, or the oldest clean one that nobody reads, leaving at least reserve
-// slots free or clean for others; ErrNoSlot if there is none.
-func (s *Space) Take(reserve int) (int, error) {
+// Clean tells whether a slot is clean or kept.
+func (s *Space) Clean(slot int) bool {
 	s.mu.Lock()
-	if reserve > 0 && s.availableLocked() <= reserve {
-		s.mu.Unlock()
-		return 0, ErrNoSlot
-	}
-	if n := len(s.free); n > 0 {
-		i := s.free[n-1]
-		s.free = s.free[:n-1]
-		s.state[i] = stateBusy
-		s.mu.Unlock()
-		s.closeRetired(i)
-		return i, nil
-	}
-	victim := -1
-	for at, i := range s.clean {
-		if s.slots[i].pins.CompareAndSwap(0, evicting) {
-			victim = i
-			s.clean = append(s.clean[:at], s.clean[at+1:]...)
-			break
-		}
-	}
-	if victim < 0 {
-		s.mu.Unlock()
-		return 0, ErrNoSlot
-	}
-	s.state[victim] = stateBusy
-	s.mu.Unlock()
-	if s.evict != nil {
-		s.evict(victim)
-	}
-	s.closeRetired(victim)
-	s.slots[victim].pins.Add(-evicting)
-	return victim, nil
+	defer s.mu.Unlock()
+	return s.state[slot] == stateClean || s.state[slot] == stateKept
 }
 
-func (s *Space) availableLocked() int { return len(s.free) + len(s.clean) }
+// Take hands out a free slot, or the oldest clean one that nobody reads, or the oldest such kept one,
+// leaving at least reserve slots free or clean for others; ErrNoSlot if there is none.
+func (s *Space) Take(reserve int) (int, error) {
+	s.mu.Lock()
+	if reserve > 0 && len(s.free)+len(s.clean)+len(s.kept) <= reserve {
+		s.mu.Unlock()
+		return 0, ErrNoSlot
+	}
+	i, evicted := s.takeLocked()
+	free := len(s.free)
+	s.mu.Unlock()
+	if i < 0 {
+		return 0, ErrNoSlot
+	}
+	if evicted {
+		s.leave(i)
+	} else {
+		s.closeRetired(i)
+	}
+	if s.taken != nil {
+		s.taken(free)
+	}
+	return i, nil
+}
+
+// takeLocked makes a slot busy; -1 if there is none. An evicted one is still to leave.
+func (s *Space) takeLocked() (slot int, evicted bool) {
+	if n := len(s.free); n > 0 {
+		i := s.free[n-1]
+		s.setLocked(i, stateBusy)
+		return i, false
+	}
+	for _, list := range [][]int{s.clean, s.kept} {
+		for _, i := range list {
+			if s.slots[i].pins.CompareAndSwap(0, evicting) {
+				s.setLocked(i, stateBusy)
+				return i, true
+			}
+		}
+	}
+	return -1, false
+}
+
+// leave ends the tenure of a slot that was marked as evicting.
+func (s *Space) leave(slot int) {
+	if s.evict != nil {
+		s.evict(slot)
+	}
+	s.closeRetired(slot)
+	s.slots[slot].pins.Add(-evicting)
+}
+
+// Oldest is the slot that is clean, or kept, for the longest time; false if there is none.
+func (s *Space) Oldest(kept bool) (slot int, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := s.clean
+	if kept {
+		list = s.kept
+	}
+	if len(list) == 0 {
+		return 0, false
+	}
+	return list[0], true
+}
+
+// Evict makes a clean or kept slot free; false if it is neither, or pinned.
+func (s *Space) Evict(slot int) bool {
+	s.mu.Lock()
+	if st := s.state[slot]; st != stateClean && st != stateKept || !s.slots[slot].pins.CompareAndSwap(0, evicting) {
+		s.mu.Unlock()
+		return false
+	}
+	s.setLocked(slot, stateBusy) // nobody may take it yet
+	s.mu.Unlock()
+	s.leave(slot)
+	s.Free(slot)
+	return true
+}
+
+// Reclaim gives space back to the file system: of up to n free slots, as long as more than keep of the
+// free ones are prewritten, and of all slots beyond Usable that are not busy, whose files it removes.
+func (s *Space) Reclaim(n, keep int) error {
+	for {
+		slot, beyond, ok := s.nextToReclaim(n > 0, keep)
+		if !ok {
+			return nil
+		}
+		if err := s.shrink(slot); err != nil {
+			return err
+		}
+		if !beyond {
+			n--
+		}
+	}
+}
+
+// nextToReclaim takes a slot whose file is to shrink: it is busy until shrink ends.
+func (s *Space) nextToReclaim(any bool, keep int) (slot int, beyond, ok bool) {
+	s.mu.Lock()
+	for i := s.usable; i < len(s.slots); i++ {
+		if s.slots[i].file.Load() == nil || s.state[i] == stateBusy || !s.slots[i].pins.CompareAndSwap(0, evicting) {
+			continue
+		}
+		s.setLocked(i, stateBusy)
+		s.mu.Unlock()
+		s.leave(i)
+		return i, true, true
+	}
+	defer s.mu.Unlock()
+	slot, made := -1, 0
+	for _, i := range s.free {
+		if s.made[i] {
+			made++
+			slot = max(slot, i)
+		}
+	}
+	if !any || made <= keep {
+		return 0, false, false
+	}
+	s.setLocked(slot, stateBusy)
+	return slot, false, true
+}
+
+// shrink gives up a slot's space and frees the slot.
+func (s *Space) shrink(slot int) error {
+	defer s.Free(slot)
+	s.mu.Lock()
+	s.made[slot] = false // whatever comes of it: Prewrite writes what is there over
+	s.mu.Unlock()
+	name := path.Join(s.dir, Name(slot))
+	if slot < s.usable {
+		f, err := s.file(slot)
+		if err == nil {
+			err = f.Truncate(0)
+		}
+		if err != nil {
+			return fmt.Errorf("tier: give up the space of %s: %w", name, err)
+		}
+		return nil
+	}
+	sl := &s.slots[slot]
+	sl.mu.Lock()
+	defer sl.mu.Unlock()
+	var err error
+	if f := sl.file.Swap(nil); f != nil {
+		err = (*f).Close()
+	}
+	if err = errors.Join(err, s.fs.Remove(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("tier: remove %s: %w", name, err)
+	}
+	return nil
+}
 
 // SetBusy claims a slot whose bytes must be kept. Recovery uses it; the slot may be free or clean.
 func (s *Space) SetBusy(slot int) { s.set(slot, stateBusy) }
@@ -255,30 +397,54 @@ func (s *Space) SetBusy(slot int) { s.set(slot, stateBusy) }
 // SetClean says that a slot may be evicted; slots are evicted in the order of these calls.
 func (s *Space) SetClean(slot int) { s.set(slot, stateClean) }
 
+// SetKept is SetClean for a slot that is evicted after those that are merely clean.
+func (s *Space) SetKept(slot int) { s.set(slot, stateKept) }
+
 // Free gives a busy slot back. Its bytes are not looked for any more.
 func (s *Space) Free(slot int) { s.set(slot, stateFree) }
 
 func (s *Space) set(slot int, to state) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch s.state[slot] {
-	case to:
+	s.setLocked(slot, to)
+}
+
+func (s *Space) setLocked(slot int, to state) {
+	if s.state[slot] == to {
 		return
-	case stateFree:
-		s.free = without(s.free, slot)
-	case stateClean:
-		s.clean = without(s.clean, slot)
+	}
+	if list := s.listLocked(slot); list != nil {
+		*list = without(*list, slot)
+	} else if s.state[slot] == stateBusy {
+		s.busy--
 	}
 	s.state[slot] = to
-	switch to {
-	case stateFree:
-		s.free = append(s.free, slot)
-	case stateClean:
-		s.clean = append(s.clean, slot)
+	if list := s.listLocked(slot); list != nil {
+		*list = append(*list, slot)
+	} else if to == stateBusy {
+		s.busy++
 	}
 }
 
+// listLocked is the list that a slot in its state is in; nil for none.
+func (s *Space) listLocked(slot int) *[]int {
+	switch st := s.state[slot]; {
+	case slot >= s.usable:
+		return nil // nobody takes it any more
+	case st == stateFree:
+		return &s.free
+	case st == stateClean:
+		return &s.clean
+	case st == stateKept:
+		return &s.kept
+	}
+	return nil
+}
+
 func without(list []int, v int) []int {
+	if n := len(list); n > 0 && list[n-1] == v {
+		return list[:n-1]
+	}
 	for i, x := range list {
 		if x == v {
 			return append(list[:i], list[i+1:]...)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"graindisk/grains/cache"
 	"graindisk/grains/segment"
 	"graindisk/internal/vfs"
 	"graindisk/pool"
@@ -30,6 +31,9 @@ func newInspectCmd(a *app) *cobra.Command {
 		})),
 		a.newInspector("root FILE", "Decode a copy of the root", fileInspector(func(b *bytes.Buffer, data []byte) error {
 			return root.Describe(b, data)
+		})),
+		a.newInspector("slot FILE", "Decode the index of a slot of the cache, slot-NNNNNN.idx on the tier", fileInspector(func(b *bytes.Buffer, data []byte) error {
+			return cache.Describe(b, data)
 		})),
 	)
 }

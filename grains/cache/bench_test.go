@@ -10,70 +10,41 @@ import (
 	"graindisk/tier"
 )
 
+// BenchmarkReadHit reads at random what is on the tier, and in the kernel's page cache: without a RAM
+// cache, from one that holds it all, and past one that is far too small.
 func BenchmarkReadHit(b *testing.B) {
-	for _, blocks := range []int{1, 16} {
-		b.Run(fmt.Sprintf("io=%dKiB", 4*blocks), func(b *testing.B) {
-			s, err := tier.Open(tier.Options{FS: vfs.OS{}, Dir: b.TempDir(), SlotBytes: 16 << 20, Slots: 16})
-			if err != nil {
-				b.Fatal(err)
-			}
-			defer s.Close()
-			c, err := New(s, Options{})
-			if err != nil {
-				b.Fatal(err)
-			}
-			defer c.Close()
-			const n = 1000
-			for id := range block.ExtentID(n) {
-				c.Fill(id, extent(id, 0, 16))
-				c.fill.wg.Wait()
-			}
-			r := rand.New(rand.NewPCG(1, 1))
-			p := make([]byte, blocks*block.Size)
-			b.SetBytes(int64(len(p)))
-			b.ReportAllocs()
-			for b.Loop() {
-				if !c.Read(block.ExtentID(r.IntN(n)), r.IntN(17-blocks), blocks, p) {
-					b.Fatal("miss")
-				}
-			}
-		})
-	}
-}
-
-// BenchmarkIndexMemory reports the size of the index per GiB of tier, all of it adopted.
-func BenchmarkIndexMemory(b *testing.B) {
-	for _, blocks := range []int{1, 16} {
-		b.Run(fmt.Sprintf("extent=%dKiB", 4*blocks), func(b *testing.B) {
-			for b.Loop() {
-				s := bigSpace{slots: 64}
-				c, err := New(s, Options{})
+	for _, ram := range []int64{0, 256 << 20, 1 << 20} {
+		for _, blocks := range []int{1, 16} {
+			b.Run(fmt.Sprintf("ram=%dMiB/io=%dKiB", ram>>20, 4*blocks), func(b *testing.B) {
+				s, err := tier.Open(tier.Options{FS: vfs.OS{}, Dir: b.TempDir(), SlotBytes: 16 << 20, Slots: 16})
 				if err != nil {
 					b.Fatal(err)
 				}
-				id := block.ExtentID(0)
-				refs := make([]BlockRef, blocks)
-				for slot := range s.slots {
-					for at := 0; at+blocks <= s.SlotBlocks(); at += blocks {
-						for i := range refs {
-							refs[i].Place = tier.NewPlace(slot, uint32(at+i))
-						}
-						c.Adopt(id, refs)
-						id++
+				defer s.Close()
+				c, err := New(s, Options{RAMBytes: ram})
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer c.Close()
+				const n = 1000
+				r := rand.New(rand.NewPCG(1, 1))
+				p := make([]byte, 16*block.Size)
+				for id := range block.ExtentID(n) {
+					c.Fill(1, id, extent(id, 0, 16))
+					c.settle()
+					if !c.Read(id, 0, 16, p) {
+						b.Fatal("miss")
 					}
 				}
-				gib := float64(s.slots*s.SlotBlocks()*block.Size) / (1 << 30)
-				b.ReportMetric(float64(c.Stats().MemoryBytes)/(1<<20)/gib, "MiB/GiB")
-			}
-		})
+				p = p[:blocks*block.Size]
+				b.SetBytes(int64(len(p)))
+				b.ReportAllocs()
+				for b.Loop() {
+					if !c.Read(block.ExtentID(r.IntN(n)), r.IntN(17-blocks), blocks, p) {
+						b.Fatal("miss")
+					}
+				}
+			})
+		}
 	}
 }
-
-// bigSpace is a tier of 64 MiB slots without files.
-type bigSpace struct {
-	anySpace
-	slots int
-}
-
-func (s bigSpace) Slots() int    { return s.slots }
-func (bigSpace) SlotBlocks() int { return 16384 }

@@ -38,15 +38,19 @@ func openRig(t *testing.T, dir string, slots int) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := New(s, Options{})
+	c, err := New(s, Options{FS: vfs.OS{}, Dir: dir})
 	if err != nil {
 		t.Fatal(err)
 	}
 	s.OnEvict(c.DropSlot)
+	s.OnTake(c.MakeRoom)
 	r := &rig{c, t, s, dir}
 	t.Cleanup(r.close)
 	return r
 }
+
+// settle waits until nothing goes on in the background.
+func (c *Cache) settle() { c.work.Wait() }
 
 func (r *rig) close() {
 	r.Close()
@@ -121,8 +125,8 @@ func TestAdoptedBlocksAreFound(t *testing.T) {
 	for i := range 16 {
 		refs = append(refs, r.put(whole, i, tier.NewPlace(a, uint32(1+i))))
 	}
-	r.Adopt(whole, refs)
-	r.Adopt(scattered, []BlockRef{
+	r.Adopt(1, whole, refs)
+	r.Adopt(1, scattered, []BlockRef{
 		r.put(scattered, 0, tier.NewPlace(b, 9)),
 		r.put(scattered, 1, tier.NewPlace(a, 20)),
 		r.put(scattered, 2, tier.NewPlace(a, 21)),
@@ -161,8 +165,8 @@ func TestAdoptedBlocksAreFound(t *testing.T) {
 func TestAdoptingAgainReplaces(t *testing.T) {
 	r := newRig(t, 8)
 	a, b := r.logSlot(1), r.logSlot(2)
-	r.Adopt(7, []BlockRef{r.put(7, 0, tier.NewPlace(a, 1)), r.put(7, 1, tier.NewPlace(a, 2))})
-	r.Adopt(7, []BlockRef{r.put(7, 0, tier.NewPlace(b, 1)), r.put(7, 1, tier.NewPlace(b, 2))})
+	r.Adopt(1, 7, []BlockRef{r.put(7, 0, tier.NewPlace(a, 1)), r.put(7, 1, tier.NewPlace(a, 2))})
+	r.Adopt(1, 7, []BlockRef{r.put(7, 0, tier.NewPlace(b, 1)), r.put(7, 1, tier.NewPlace(b, 2))})
 	r.DropSlot(a)
 	r.wants(true, 7, 0, 2)
 	if s := r.Stats(); s.Entries != 1 {
@@ -177,8 +181,8 @@ func TestFillIsBounded(t *testing.T) {
 	r := newRig(t, slots)
 	for i := range n {
 		id := block.ExtentID(i)
-		r.Fill(id, extent(id, 0, 16))
-		r.fill.wg.Wait() // the next slot is ready in time, so that no fill is skipped
+		r.Fill(1, id, extent(id, 0, 16))
+		r.settle() // the next slot is ready in time, so that no fill is skipped
 		r.wants(true, id, 0, 16)
 	}
 	s := r.Stats()
@@ -192,7 +196,7 @@ func TestFillIsBounded(t *testing.T) {
 	if free, _, clean := r.space.Counts(); free+clean < 2 {
 		t.Errorf("%d free and %d clean slots left for the log, want 2", free, clean)
 	}
-	r.Fill(n-1, extent(n-1, 0, 16))
+	r.Fill(1, n-1, extent(n-1, 0, 16))
 	if again := r.Stats(); again.Fills != s.Fills {
 		t.Error("filled what is there")
 	}
@@ -203,7 +207,7 @@ func TestFillWithoutASlotIsSkipped(t *testing.T) {
 	for range 3 {
 		r.logSlot(1)
 	}
-	r.Fill(1, extent(1, 0, 4))
+	r.Fill(1, 1, extent(1, 0, 4))
 	r.wants(false, 1, 0, 4)
 	if s := r.Stats(); s.FillsSkipped != 1 {
 		t.Errorf("%d fills skipped, want 1", s.FillsSkipped)
@@ -215,19 +219,19 @@ func TestFillWithoutASlotIsSkipped(t *testing.T) {
 
 func TestFillLongerThanASlotIsSkipped(t *testing.T) {
 	r := newRig(t, 8)
-	r.Fill(1, extent(1, 0, testSlotBlocks))
+	r.Fill(1, 1, extent(1, 0, testSlotBlocks))
 	r.wants(false, 1, 0, 1)
-	r.Fill(2, extent(2, 0, testSlotBlocks-1))
+	r.Fill(1, 2, extent(2, 0, testSlotBlocks-1))
 	r.wants(true, 2, 0, testSlotBlocks-1)
 }
 
 // TestCorruptionIsAMiss flips one bit on the tier below the cache.
 func TestCorruptionIsAMiss(t *testing.T) {
 	r := newRig(t, 8)
-	r.Fill(1, extent(1, 0, 4))
-	r.Fill(2, extent(2, 0, 4))
+	r.Fill(1, 1, extent(1, 0, 4))
+	r.Fill(1, 2, extent(2, 0, 4))
 	var buf [4]run
-	runs, _ := r.shard(1).find(1, 2, 1, buf[:0], r.space)
+	runs, _ := r.find(1, 2, 1, buf[:0], false)
 	at := runs[0].place
 	unpin(r.space, runs)
 	f, err := os.OpenFile(filepath.Join(r.dir, tier.Name(at.Slot())), os.O_RDWR, 0)
@@ -292,23 +296,23 @@ func TestIOErrorsAreMisses(t *testing.T) {
 	p := make([]byte, 4*block.Size)
 
 	b.prewrites.Store(true)
-	c.Fill(1, extent(1, 0, 4))
+	c.Fill(1, 1, extent(1, 0, 4))
 	if free, busy, _ := r.space.Counts(); free != 8 || busy != 0 || c.Read(1, 0, 4, p) {
 		t.Errorf("%d free, %d busy after a slot could not be made", free, busy)
 	}
 	b.prewrites.Store(false)
-	c.Fill(1, extent(1, 0, 4))
+	c.Fill(1, 1, extent(1, 0, 4))
 	if c.Read(1, 0, 4, p) {
 		t.Error("filled at once after an I/O error")
 	}
-	c.fill.retryAt = time.Time{}
-	c.Fill(1, extent(1, 0, 4))
+	c.small.retryAt = time.Time{}
+	c.Fill(1, 1, extent(1, 0, 4))
 	if !c.Read(1, 0, 4, p) {
 		t.Error("not filled after the pause")
 	}
 
 	b.writes.Store(true)
-	c.Fill(2, extent(2, 0, 4))
+	c.Fill(1, 2, extent(2, 0, 4))
 	if c.Read(2, 0, 4, p) || !c.Read(1, 0, 4, p) {
 		t.Error("a failed write must lose its own blocks alone")
 	}
@@ -326,9 +330,10 @@ func TestSlotChangingHandsIsAMiss(t *testing.T) {
 	r := newRig(t, 4)
 	for i := range block.ExtentID(4) {
 		slot := r.logSlot(uint64(i))
-		r.Adopt(i, []BlockRef{r.put(i, 0, tier.NewPlace(slot, 1))})
+		r.Adopt(1, i, []BlockRef{r.put(i, 0, tier.NewPlace(slot, 1))})
 		r.space.SetClean(slot)
 	}
+	r.space.OnTake(nil) // nobody evicts but Take
 	r.space.OnEvict(func(slot int) {
 		r.wants(false, 0, 0, 1) // still in the index, but too late
 		r.wants(true, 1, 0, 1)
@@ -354,14 +359,14 @@ func TestSlotStaysWhileAFillWrites(t *testing.T) {
 	}
 	defer c.Close()
 	r.space.OnEvict(c.DropSlot)
-	c.Fill(1, extent(1, 0, 1)) // opens the slot
+	c.Fill(1, 1, extent(1, 0, 1)) // opens the slot
 	writing := false
 	b.onWrite = func(slot int) {
 		if writing {
 			return
 		}
 		writing = true
-		c.Fill(3, extent(3, 0, testSlotBlocks-1)) // does not fit any more
+		c.Fill(1, 3, extent(3, 0, testSlotBlocks-1)) // does not fit any more
 		if _, _, clean := r.space.Counts(); clean != 1 {
 			t.Fatalf("%d clean slots: this test tests nothing", clean)
 		}
@@ -375,22 +380,26 @@ func TestSlotStaysWhileAFillWrites(t *testing.T) {
 			}
 		}
 	}
-	c.Fill(2, extent(2, 0, 4))
+	c.Fill(1, 2, extent(2, 0, 4))
 	p := make([]byte, 4*block.Size)
 	if !c.Read(2, 0, 4, p) || !bytes.Equal(p, extent(2, 0, 4)) {
 		t.Error("the fill is not there")
 	}
 }
 
-// TestGapBetweenOverlappingEntries has entries that no cache writes, but a restored index may hold.
+// TestGapBetweenOverlappingEntries has entries that no cache makes.
 func TestGapBetweenOverlappingEntries(t *testing.T) {
 	r := newRig(t, 8)
 	slot := r.logSlot(1)
 	for i := range uint32(8) {
 		r.put(1, int(i), tier.NewPlace(slot, 1+i))
 	}
-	r.shard(1).add(1, run{place: tier.NewPlace(slot, 1), off: 0, blocks: 2})
-	r.shard(1).add(1, run{place: tier.NewPlace(slot, 2), off: 1, blocks: 2})
+	var entries []placed
+	for i := range 2 {
+		e, _ := r.info(slot).add(1, 0, run{place: tier.NewPlace(slot, uint32(1+i)), off: i, blocks: 2})
+		entries = append(entries, placed{slot, e})
+	}
+	r.replace(1, entries)
 	r.wants(false, 1, 0, 4)
 }
 
@@ -398,6 +407,10 @@ func TestGapBetweenOverlappingEntries(t *testing.T) {
 // they get. The content of every extent follows from its name.
 func TestEvictionWhileReading(t *testing.T) {
 	r := newRig(t, 8)
+	var err error
+	if r.ram, err = newRAM(300 << 10); err != nil {
+		t.Fatal(err)
+	}
 	const names = 200
 	var stop atomic.Bool
 	var hits atomic.Uint64
@@ -424,7 +437,7 @@ func TestEvictionWhileReading(t *testing.T) {
 		rnd := rand.New(rand.NewPCG(8, 1))
 		for !stop.Load() {
 			id := block.ExtentID(rnd.IntN(names / 2))
-			r.Fill(id, extent(id, 0, 8))
+			r.Fill(1, id, extent(id, 0, 8))
 		}
 	})
 	for round := range 400 { // the log: a slot of interleaved extents, adopted, then clean
@@ -451,12 +464,14 @@ func TestEvictionWhileReading(t *testing.T) {
 			}
 		}
 		for id := range refs {
-			r.Adopt(id, refs[id][:8])
+			r.Adopt(1, id, refs[id][:8])
 		}
 		r.space.SetClean(slot)
 		if round%50 == 0 {
 			r.Drop(a)
-			r.AppendState(nil)
+			if err := r.Save(); err != nil {
+				t.Error(err)
+			}
 		}
 	}
 	stop.Store(true)
@@ -482,19 +497,26 @@ func TestIndexMatchesModel(t *testing.T) {
 		taken[i] = r.logSlot(uint64(i + 1))
 	}
 	model := map[block.ExtentID][]tier.Place{}
+	drop := func(slot int) {
+		r.DropSlot(slot)
+		for _, places := range model {
+			for i, at := range places {
+				if at.Slot() == slot {
+					places[i] = gone
+				}
+			}
+		}
+	}
 	for range 20_000 {
+		for _, slot := range taken { // here blocks are adopted again and again; a log writes them once
+			if info := r.slots[slot].Load(); info != nil && info.count() > testSlotBlocks-10 {
+				drop(slot)
+			}
+		}
 		id := block.ExtentID(rnd.IntN(names))
 		switch rnd.IntN(10) {
 		case 0:
-			slot := taken[rnd.IntN(slots)]
-			r.DropSlot(slot)
-			for _, places := range model {
-				for i, at := range places {
-					if at.Slot() == slot {
-						places[i] = gone
-					}
-				}
-			}
+			drop(taken[rnd.IntN(slots)])
 		case 1:
 			r.Drop(id)
 			delete(model, id)
@@ -510,11 +532,11 @@ func TestIndexMatchesModel(t *testing.T) {
 				places = append(places, at)
 				at = tier.NewPlace(at.Slot(), at.Block()+1)
 			}
-			r.Adopt(id, refs)
+			r.Adopt(1, id, refs)
 			model[id] = places
 		default:
 			off, n := rnd.IntN(12), 1+rnd.IntN(6)
-			runs, ok := r.shard(id).find(id, off, n, nil, r.space)
+			runs, ok := r.find(id, off, n, nil, false)
 			var got []tier.Place
 			for _, p := range runs {
 				for i := range p.blocks {
@@ -552,13 +574,17 @@ func TestIndexMatchesModel(t *testing.T) {
 	}
 	for i := range r.shards {
 		s := &r.shards[i]
-		free := 1
-		for at := s.free; at != 0; at = s.slab[at].next {
-			free++
+		for at, cell := range s.cells {
+			if cell != 0 {
+				t.Errorf("shard %d, empty: cell %d is not", i, at)
+			}
 		}
-		if s.live != 0 || s.blocks != 0 || free != len(s.slab) {
-			t.Errorf("shard %d, empty: %d live, %d of %d entries free", i, s.live, free, len(s.slab))
+		if s.used != 0 || s.blocks != 0 {
+			t.Errorf("shard %d, empty: %d entries of %d blocks", i, s.used, s.blocks)
 		}
+	}
+	if n := r.shares.total.Load(); n != 0 {
+		t.Errorf("%d blocks counted to disks of an empty cache", n)
 	}
 }
 

@@ -31,11 +31,14 @@ type flight struct {
 
 func (f *flights) init() { f.byID = make(map[block.ExtentID]*flight) }
 
+// Get gets a whole extent from its target, checked, and tells the disk that wrote it.
+type Get func(context.Context) (block.DiskID, []byte, error)
+
 // Fetch returns the extent's blocks from the cache or, after a miss, from get, and fills the cache with
 // them. Callers that miss the same extent at the same time share one get, which goes on as long as
 // any of them waits; its context has the values of the first caller's. The bytes are shared: they must
 // not be changed. get must return blocks times block.Size bytes that have been checked.
-func (c *Cache) Fetch(ctx context.Context, id block.ExtentID, blocks int, get func(context.Context) ([]byte, error)) ([]byte, error) {
+func (c *Cache) Fetch(ctx context.Context, id block.ExtentID, blocks int, get Get) ([]byte, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -53,7 +56,7 @@ func (c *Cache) Fetch(ctx context.Context, id block.ExtentID, blocks int, get fu
 }
 
 // join adds a waiter to the flight of an extent, starting it if there is none.
-func (c *Cache) join(ctx context.Context, id block.ExtentID, blocks int, get func(context.Context) ([]byte, error)) (*flight, error) {
+func (c *Cache) join(ctx context.Context, id block.ExtentID, blocks int, get Get) (*flight, error) {
 	f := &c.flights
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -78,14 +81,14 @@ func (c *Cache) join(ctx context.Context, id block.ExtentID, blocks int, get fun
 }
 
 // fetch looks once more, since another flight may have ended just before this one, then gets.
-func (c *Cache) fetch(ctx context.Context, id block.ExtentID, blocks int, get func(context.Context) ([]byte, error)) ([]byte, error) {
+func (c *Cache) fetch(ctx context.Context, id block.ExtentID, blocks int, get Get) ([]byte, error) {
 	if c.has(id, blocks) {
 		if data := make([]byte, blocks*block.Size); c.read(id, 0, blocks, data) {
 			return data, nil
 		}
 	}
 	c.counters.fetches.Add(1)
-	data, err := get(ctx)
+	disk, data, err := get(ctx)
 	if errors.Is(context.Cause(ctx), ErrClosed) {
 		return nil, ErrClosed
 	}
@@ -95,7 +98,7 @@ func (c *Cache) fetch(ctx context.Context, id block.ExtentID, blocks int, get fu
 	if len(data) != blocks*block.Size {
 		return nil, fmt.Errorf("cache: fetch extent %v: got %d bytes for %d blocks", id, len(data), blocks)
 	}
-	c.Fill(id, data)
+	c.Fill(disk, id, data)
 	return data, nil
 }
 

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"go.uber.org/goleak"
+
+	"graindisk/block"
 )
 
 func TestConcurrentMissesShareOneGet(t *testing.T) {
@@ -17,10 +19,10 @@ func TestConcurrentMissesShareOneGet(t *testing.T) {
 	const callers = 20
 	var gets atomic.Int64
 	release := make(chan struct{})
-	get := func(context.Context) ([]byte, error) {
+	get := func(context.Context) (block.DiskID, []byte, error) {
 		gets.Add(1)
 		<-release
-		return extent(5, 0, 4), nil
+		return 1, extent(5, 0, 4), nil
 	}
 	var wg sync.WaitGroup
 	for range callers {
@@ -61,13 +63,13 @@ func TestCancelledFirstCallerFailsNobodyElse(t *testing.T) {
 	type key struct{}
 	ctx, cancel := context.WithCancel(context.WithValue(t.Context(), key{}, "first"))
 	started, release := make(chan struct{}), make(chan struct{})
-	get := func(ctx context.Context) ([]byte, error) {
+	get := func(ctx context.Context) (block.DiskID, []byte, error) {
 		close(started)
 		<-release
 		if ctx.Value(key{}) != "first" {
 			t.Error("the values of the first caller's context are gone")
 		}
-		return extent(5, 0, 1), ctx.Err()
+		return 1, extent(5, 0, 1), ctx.Err()
 	}
 	first, second := make(chan error), make(chan error)
 	go func() { _, err := r.Fetch(ctx, 5, 1, get); first <- err }()
@@ -97,18 +99,18 @@ func TestGetEndsWhenNobodyWaits(t *testing.T) {
 		<-started
 		cancel()
 	}()
-	_, err := r.Fetch(ctx, 5, 1, func(ctx context.Context) ([]byte, error) {
+	_, err := r.Fetch(ctx, 5, 1, func(ctx context.Context) (block.DiskID, []byte, error) {
 		close(started)
 		<-ctx.Done()
 		close(ended)
-		return nil, ctx.Err()
+		return 0, nil, ctx.Err()
 	})
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("fetch: %v", err)
 	}
 	<-ended
 	// A later caller does not join the cancelled get.
-	p, err := r.Fetch(t.Context(), 5, 1, func(context.Context) ([]byte, error) { return extent(5, 0, 1), nil })
+	p, err := r.Fetch(t.Context(), 5, 1, func(context.Context) (block.DiskID, []byte, error) { return 1, extent(5, 0, 1), nil })
 	if err != nil || !bytes.Equal(p, extent(5, 0, 1)) {
 		t.Errorf("fetch after: %v", err)
 	}
@@ -116,10 +118,10 @@ func TestGetEndsWhenNobodyWaits(t *testing.T) {
 
 func TestFetchPassesErrorsOn(t *testing.T) {
 	r := newRig(t, 8)
-	if _, err := r.Fetch(t.Context(), 1, 1, func(context.Context) ([]byte, error) { return nil, errIO }); !errors.Is(err, errIO) {
+	if _, err := r.Fetch(t.Context(), 1, 1, func(context.Context) (block.DiskID, []byte, error) { return 0, nil, errIO }); !errors.Is(err, errIO) {
 		t.Errorf("failed get: %v", err)
 	}
-	if _, err := r.Fetch(t.Context(), 1, 2, func(context.Context) ([]byte, error) { return extent(1, 0, 1), nil }); err == nil {
+	if _, err := r.Fetch(t.Context(), 1, 2, func(context.Context) (block.DiskID, []byte, error) { return 1, extent(1, 0, 1), nil }); err == nil {
 		t.Error("a short get passed")
 	}
 	r.wants(false, 1, 0, 1)
@@ -131,10 +133,10 @@ func TestCloseEndsFetches(t *testing.T) {
 	started := make(chan struct{})
 	result := make(chan error)
 	go func() {
-		_, err := r.Fetch(context.Background(), 5, 1, func(ctx context.Context) ([]byte, error) {
+		_, err := r.Fetch(context.Background(), 5, 1, func(ctx context.Context) (block.DiskID, []byte, error) {
 			close(started)
 			<-ctx.Done()
-			return nil, ctx.Err()
+			return 0, nil, ctx.Err()
 		})
 		result <- err
 	}()

@@ -22,6 +22,8 @@ const (
 // because a slot's first use writes all of it. Who finds no slot ready while one is being
 // prepared does without: filling must not hold up a read.
 type filler struct {
+	kept bool // whether its slots are of the main queue
+
 	mu        sync.Mutex
 	open      int    // slot being filled, or noSlot
 	at        uint32 // its next block
@@ -29,12 +31,11 @@ type filler struct {
 	preparing bool
 	closed    bool
 	retryAt   time.Time // no slot is prepared before
-	wg        sync.WaitGroup
 }
 
-// Fill stores a clean extent, all its blocks, if there is room; data is not kept. A fill skipped or
-// failed is a miss later, nothing else.
-func (c *Cache) Fill(id block.ExtentID, data []byte) {
+// Fill stores a clean extent of a disk, all its blocks, if there is room and the disk is not over its
+// share; data is not kept. A fill skipped or failed is a miss later, nothing else.
+func (c *Cache) Fill(disk block.DiskID, id block.ExtentID, data []byte) {
 	n := len(data) / block.Size
 	if len(data)%block.Size != 0 {
 		panic("cache: fill of a part of a block")
@@ -46,40 +47,64 @@ func (c *Cache) Fill(id block.ExtentID, data []byte) {
 		c.counters.fillsSkipped.Add(1)
 		return
 	}
-	at, ok := c.room(uint32(n))
+	d := uint8(disk)
+	proved, young := c.ghost.take(id)
+	c.shares.want(d, young)
+	if !proved && c.shares.over(d, int64(c.slotBlocks)) {
+		c.ghost.add(id, d)
+		c.counters.fillsSkipped.Add(1)
+		return
+	}
+	f := &c.small
+	if proved && c.useMain {
+		f = &c.main
+	}
+	at, ok := c.room(f, uint32(n))
 	if !ok {
+		if proved {
+			c.ghost.add(id, d)
+		}
 		c.counters.fillsSkipped.Add(1)
 		return
 	}
 	defer c.space.Unpin(at.Slot())
-	if err := c.space.WriteAt(at, [][]byte{data}); err != nil {
-		c.log.Warn("cache fill failed", "slot", at.Slot(), "error", err)
-		c.abandon(at.Slot())
+	if !c.store(f, at, data) {
 		return
 	}
+	c.recent.first(hash(id)) // the rest of the pass that missed it does not make it hot
+	if e, ok := c.info(at.Slot()).add(id, d, run{place: at, blocks: n}); ok {
+		c.replace(id, []placed{{at.Slot(), e}})
+		c.counters.fills.Add(1)
+		c.counters.filledBytes.Add(uint64(len(data)))
+	}
+}
+
+// store writes data, whole blocks, to a place that room reserved, and notes its CRCs.
+func (c *Cache) store(f *filler, at tier.Place, data []byte) bool {
+	if err := c.space.WriteAt(at, [][]byte{data}); err != nil {
+		c.log.Warn("cache fill failed", "slot", at.Slot(), "error", err)
+		c.abandon(f, at.Slot())
+		return false
+	}
 	crcs := c.info(at.Slot()).crcs[at.Block():]
-	for i := range n {
+	for i := range len(data) / block.Size {
 		crcs[i].Store(block.CRC(data[i*block.Size : (i+1)*block.Size]))
 	}
-	c.shard(id).replace(id, []run{{place: at, blocks: n}})
-	c.counters.fills.Add(1)
+	return true
 }
 
 // room reserves n blocks in the open slot and pins it: it may be full, clean and evicted soon.
-func (c *Cache) room(n uint32) (tier.Place, bool) {
-	f := &c.fill
+func (c *Cache) room(f *filler, n uint32) (tier.Place, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.open == noSlot || f.at+n > c.slotBlocks {
 		if f.next == noSlot && !f.preparing {
-			c.prepareLocked()
+			c.prepareLocked(f)
 		}
 		if f.next == noSlot || f.closed {
 			return 0, false
 		}
-		if f.open != noSlot {
-			c.space.SetClean(f.open)
-		}
+		c.giveUpLocked(f)
 		f.open, f.at, f.next = f.next, 1, noSlot
 	}
 	if !c.space.Pin(f.open) {
@@ -88,26 +113,37 @@ func (c *Cache) room(n uint32) (tier.Place, bool) {
 	at := tier.NewPlace(f.open, f.at)
 	f.at += n
 	if f.at > c.slotBlocks/2 && f.next == noSlot && !f.preparing && !f.closed {
-		f.wg.Go(func() {
+		c.work.Go(func() {
 			f.mu.Lock()
 			defer f.mu.Unlock()
 			if f.next == noSlot && !f.preparing {
-				c.prepareLocked()
+				c.prepareLocked(f)
 			}
 		})
 	}
 	return at, true
 }
 
+// giveUpLocked lets the open slot be evicted.
+func (c *Cache) giveUpLocked(f *filler) {
+	switch {
+	case f.open == noSlot:
+	case f.kept:
+		c.space.SetKept(f.open)
+	default:
+		c.space.SetClean(f.open)
+	}
+	f.open = noSlot
+}
+
 // prepareLocked takes a slot and makes it the next; the lock is not held meanwhile.
-func (c *Cache) prepareLocked() {
-	f := &c.fill
+func (c *Cache) prepareLocked(f *filler) {
 	if f.closed || time.Now().Before(f.retryAt) {
 		return
 	}
 	f.preparing = true
 	f.mu.Unlock()
-	slot, err := c.prepare()
+	slot, err := c.prepare(f.kept)
 	f.mu.Lock()
 	f.preparing = false
 	switch {
@@ -121,7 +157,7 @@ func (c *Cache) prepareLocked() {
 }
 
 // prepare takes a slot and gives it its length and its header.
-func (c *Cache) prepare() (int, error) {
+func (c *Cache) prepare(kept bool) (int, error) {
 	slot, err := c.space.Take(c.reserve)
 	if err != nil {
 		return noSlot, err
@@ -134,7 +170,7 @@ func (c *Cache) prepare() (int, error) {
 		c.space.Free(slot)
 		return noSlot, err
 	}
-	c.info(slot)
+	c.know(slot, kept)
 	return slot, nil
 }
 
@@ -149,32 +185,30 @@ func newSlotHeader() []byte {
 }
 
 // abandon gives up a slot that cannot be written; what it holds stays readable until it is evicted.
-func (c *Cache) abandon(slot int) {
-	f := &c.fill
+func (c *Cache) abandon(f *filler, slot int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.retryAt = time.Now().Add(fillRetryGap)
 	if f.open == slot {
-		c.space.SetClean(slot)
-		f.open = noSlot
+		c.giveUpLocked(f)
 	}
 }
 
-// closeFill ends filling; the open slot becomes clean and the next goes back.
-func (c *Cache) closeFill() {
-	f := &c.fill
-	f.mu.Lock()
-	f.closed = true
-	f.mu.Unlock()
-	f.wg.Wait()
+// close ends filling, but for what is under way.
+func (f *filler) close() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.open != noSlot {
-		c.space.SetClean(f.open)
-	}
+	f.closed = true
+}
+
+// release lets go of the slots of a closed filler: the open one becomes clean and the next goes back.
+func (c *Cache) release(f *filler) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	c.giveUpLocked(f)
 	if f.next != noSlot {
 		c.DropSlot(f.next)
 		c.space.Free(f.next)
 	}
-	f.open, f.next = noSlot, noSlot
+	f.next = noSlot
 }

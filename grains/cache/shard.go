@@ -1,95 +1,101 @@
 package cache
 
 import (
+	"math/bits"
 	"slices"
 	"sync"
 
 	"graindisk/block"
-	"graindisk/tier"
 )
 
-// run is adjacent blocks of one extent that are adjacent on the tier too.
-type run struct {
-	place  tier.Place
-	off    int // of the first block, within the extent
-	blocks int
-}
-
-// follows reports whether next is the block behind r.
-func (r run) follows(next tier.Place) bool {
-	return r.place.Slot() == next.Slot() && r.place.Block()+uint32(r.blocks) == next.Block()
-}
-
-// entry is a run in the index. A dead one is out of its hash chain but stays in its slot's list until
-// the slot is evicted; a free one waits to be used again. Links are indexes into the slab, 0 ends.
+// shard is one part of the index: a hash table by extent, open addressing with linear probing. A cell
+// holds the entry's number, which is slot times blocks per slot plus its number within the slot, plus
+// one; 0 is an empty cell. The bits that this leaves are the tag, part of the extent's hash, so that
+// few foreign entries are looked at. Live entries of one extent never overlap.
 //
-//	63        44 43            20 19    10 9         0
-//	+-----------+----------------+--------+-----------+
-//	| slot      | block          | off    | blocks    |  loc; blocks = 0 is dead or free
-//	+-----------+----------------+--------+-----------+
-type entry struct {
-	extent   block.ExtentID
-	loc      uint64
-	next     uint32 // in the hash chain, or in the free list
-	slotNext uint32 // in the slot's list
+//	31       n n-1            0      n = bits of the number of blocks of the tier
+//	+---------+----------------+
+//	| tag     | entry + 1      |
+//	+---------+----------------+
+//
+// It grows by a quarter when it is five sixths full: 4.8 to 6 bytes per entry.
+type shard struct {
+	mu     sync.RWMutex
+	cells  []uint32
+	used   int
+	blocks int64
+	_      [8]byte
 }
 
 const (
-	entryBytes = 24
-	slotBits   = 20
-	blockBits  = 24
-	lengthBits = 10
-	lengthMask = 1<<lengthBits - 1
+	shardCount = 256
+	cellsMin   = 16
 )
 
-func newEntry(id block.ExtentID, r run) entry {
-	return entry{extent: id, loc: uint64(r.place.Slot())<<44 | uint64(r.place.Block())<<20 |
-		uint64(r.off)<<lengthBits | uint64(r.blocks)}
+// hash spreads extent names: the upper 8 bits choose the shard, the next 32 the cell, the lowest the tag.
+func hash(id block.ExtentID) uint64 {
+	h := uint64(id) * 0x9e3779b97f4a7c15
+	h ^= h >> 32
+	h *= 0xd6e8feb86659fd93
+	return h ^ h>>32
 }
 
-func (e *entry) run() run {
-	place := tier.NewPlace(int(e.loc>>44), uint32(e.loc>>20)&(1<<blockBits-1))
-	return run{place: place, off: int(e.loc>>lengthBits) & lengthMask, blocks: e.blocks()}
+func (s *shard) home(h uint64) int {
+	return int(uint64(uint32(h>>24)) * uint64(len(s.cells)) >> 32)
 }
 
-func (e *entry) blocks() int { return int(e.loc & lengthMask) }
-
-// shard is one sixteenth of the index: a hash table whose entries are also listed by slot.
-// Live entries of one extent never overlap.
-type shard struct {
-	mu      sync.RWMutex
-	slab    []entry  // slab[0] is not used
-	free    uint32   // first of the free list
-	buckets []uint32 // heads of the hash chains; a power of two of them
-	bySlot  []uint32 // heads of the slots' lists
-	live    int      // entries in hash chains
-	blocks  int64    // of those
+func (s *shard) next(i int) int {
+	if i++; i == len(s.cells) {
+		return 0
+	}
+	return i
 }
 
-func (s *shard) init(slots int) {
-	s.slab = make([]entry, 1)
-	s.buckets = make([]uint32, 16)
-	s.bySlot = make([]uint32, slots)
+// cell is what the table holds for an entry.
+func (c *Cache) cell(h uint64, slot int, entry uint32) uint32 {
+	return uint32(h)<<c.refBits | (uint32(slot)*c.slotBlocks + entry + 1)
 }
 
-func (s *shard) bucketLocked(id block.ExtentID) *uint32 {
-	return &s.buckets[uint32(hash(id)>>28)&uint32(len(s.buckets)-1)]
+// entry is what a cell stands for.
+func (c *Cache) entry(cell uint32) (info *slotInfo, slot int, entry uint32) {
+	ref := cell&(1<<c.refBits-1) - 1
+	slot = int(ref / c.slotBlocks)
+	return c.slots[slot].Load(), slot, ref % c.slotBlocks
+}
+
+// tagged reports whether a cell may belong to an extent of that hash.
+func (c *Cache) tagged(cell uint32, h uint64) bool {
+	return (cell^uint32(h)<<c.refBits)>>c.refBits == 0
 }
 
 // find appends the runs that make up [off, off+blocks) of an extent, clipped and in order, each with
 // its slot pinned, or pins nothing and reports false. While an entry is in the index its slot
 // holds what the entry says or cannot be pinned, since DropSlot comes before the slot is used again.
-func (s *shard) find(id block.ExtentID, off, blocks int, runs []run, pins space) ([]run, bool) {
+// With touch, the read counts.
+func (c *Cache) find(id block.ExtentID, off, blocks int, runs []run, touch bool) ([]run, bool) {
+	h := hash(id)
+	s := &c.shards[h>>56]
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	for i := *s.bucketLocked(id); i != 0; i = s.slab[i].next {
-		e := &s.slab[i]
-		if e.extent != id {
+	if s.used == 0 {
+		return nil, false
+	}
+	for i := s.home(h); s.cells[i] != 0; i = s.next(i) {
+		if !c.tagged(s.cells[i], h) {
 			continue
 		}
-		if r := e.run(); r.off < off+blocks && r.off+r.blocks > off {
-			runs = append(runs, r.clip(off, off+blocks))
+		info, slot, n := c.entry(s.cells[i])
+		if info.extent(n) != id {
+			continue
 		}
+		r := info.run(slot, n)
+		if r.off >= off+blocks || r.off+r.blocks <= off {
+			continue
+		}
+		if touch && (r.blocks <= blocks || c.recent.first(h)) {
+			info.touch(n)
+		}
+		runs = append(runs, r.clip(off, off+blocks))
 	}
 	if len(runs) > 1 {
 		slices.SortFunc(runs, func(a, b run) int { return a.off - b.off })
@@ -105,131 +111,191 @@ func (s *shard) find(id block.ExtentID, off, blocks int, runs []run, pins space)
 		return nil, false
 	}
 	for i, r := range runs {
-		if !pins.Pin(r.place.Slot()) {
-			unpin(pins, runs[:i])
+		if !c.space.Pin(r.place.Slot()) {
+			unpin(c.space, runs[:i])
 			return nil, false
 		}
 	}
 	return runs, true
 }
 
-// clip is the part of r within the extent's blocks [from, to).
-func (r run) clip(from, to int) run {
-	if head := from - r.off; head > 0 {
-		r = run{place: tier.NewPlace(r.place.Slot(), r.place.Block()+uint32(head)), off: from, blocks: r.blocks - head}
-	}
-	r.blocks = min(r.blocks, to-r.off)
-	return r
+// placed is an entry that is in its slot but not yet in the hash table.
+type placed struct {
+	slot  int
+	entry uint32
 }
 
-// replace makes runs all that is known of an extent.
-func (s *shard) replace(id block.ExtentID, runs []run) {
+// replace makes the entries all that is known of an extent.
+func (c *Cache) replace(id block.ExtentID, entries []placed) {
+	h := hash(id)
+	s := &c.shards[h>>56]
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	link := s.bucketLocked(id)
-	for i := *link; i != 0; i = *link {
-		if e := &s.slab[i]; e.extent == id {
-			*link = e.next
-			s.killLocked(e)
-		} else {
-			link = &e.next
+	if s.used > 0 {
+		for i := s.home(h); s.cells[i] != 0; {
+			if c.tagged(s.cells[i], h) {
+				if info, _, n := c.entry(s.cells[i]); info.extent(n) == id {
+					c.removeLocked(s, i) // another cell may have come here
+					continue
+				}
+			}
+			i = s.next(i)
 		}
 	}
-	for _, r := range runs {
-		s.addLocked(id, r)
+	for _, e := range entries {
+		c.insertLocked(s, h, e)
 	}
 }
 
-// add makes a run known, which overlaps none that is.
-func (s *shard) add(id block.ExtentID, r run) {
+// insertMissing makes an entry known unless one that overlaps it is.
+func (c *Cache) insertMissing(id block.ExtentID, e placed) {
+	h := hash(id)
+	s := &c.shards[h>>56]
+	r := c.slots[e.slot].Load().run(e.slot, e.entry)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.addLocked(id, r)
-}
-
-func (s *shard) addLocked(id block.ExtentID, r run) {
-	if s.live >= len(s.buckets) {
-		s.growLocked()
-	}
-	i := s.free
-	if i != 0 {
-		s.free = s.slab[i].next
-	} else {
-		i = uint32(len(s.slab))
-		s.slab = append(s.slab, entry{})
-	}
-	e := newEntry(id, r)
-	bucket, list := s.bucketLocked(id), &s.bySlot[r.place.Slot()]
-	e.next, e.slotNext = *bucket, *list
-	*bucket, *list = i, i
-	s.slab[i] = e
-	s.live++
-	s.blocks += int64(r.blocks)
-}
-
-// growLocked doubles the buckets.
-func (s *shard) growLocked() {
-	old := s.buckets
-	s.buckets = make([]uint32, 2*len(old))
-	for _, i := range old {
-		for i != 0 {
-			e := &s.slab[i]
-			next, head := e.next, s.bucketLocked(e.extent)
-			e.next, *head = *head, i
-			i = next
+	if s.used > 0 {
+		for i := s.home(h); s.cells[i] != 0; i = s.next(i) {
+			if !c.tagged(s.cells[i], h) {
+				continue
+			}
+			info, slot, n := c.entry(s.cells[i])
+			if info.extent(n) != id {
+				continue
+			}
+			if o := info.run(slot, n); o.off < r.off+r.blocks && r.off < o.off+o.blocks {
+				return
+			}
 		}
 	}
+	c.insertLocked(s, h, e)
 }
 
-// killLocked counts an entry out that has left its hash chain.
-func (s *shard) killLocked(e *entry) {
-	s.live--
-	s.blocks -= int64(e.blocks())
-	e.loc &^= lengthMask
+// move makes to the place of what from was, or reports that from is not in the index any more.
+func (c *Cache) move(id block.ExtentID, from, to placed) bool {
+	h := hash(id)
+	s := &c.shards[h>>56]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i := c.cellLocked(s, h, from)
+	if i < 0 {
+		return false
+	}
+	c.removeLocked(s, i)
+	c.insertLocked(s, h, to)
+	return true
+}
+
+// remove takes an entry out of the index, if it is there.
+func (c *Cache) remove(id block.ExtentID, e placed) bool {
+	h := hash(id)
+	s := &c.shards[h>>56]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i := c.cellLocked(s, h, e)
+	if i >= 0 {
+		c.removeLocked(s, i)
+	}
+	return i >= 0
+}
+
+// alive reports whether an entry is in the index.
+func (c *Cache) alive(id block.ExtentID, e placed) bool {
+	h := hash(id)
+	s := &c.shards[h>>56]
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return c.cellLocked(s, h, e) >= 0
+}
+
+// cellLocked is where an entry is in the table, or -1.
+func (c *Cache) cellLocked(s *shard, h uint64, e placed) int {
+	if s.used == 0 {
+		return -1
+	}
+	want := c.cell(h, e.slot, e.entry)
+	for i := s.home(h); s.cells[i] != 0; i = s.next(i) {
+		if s.cells[i] == want {
+			return i
+		}
+	}
+	return -1
+}
+
+func (c *Cache) insertLocked(s *shard, h uint64, e placed) {
+	if 6*(s.used+1) > 5*len(s.cells) {
+		c.growLocked(s)
+	}
+	i := s.home(h)
+	for s.cells[i] != 0 {
+		i = s.next(i)
+	}
+	s.cells[i] = c.cell(h, e.slot, e.entry)
+	s.used++
+	info := c.slots[e.slot].Load()
+	n := info.blocks(e.entry)
+	s.blocks += int64(n)
+	c.shares.use(info.disk(e.entry), n)
+	info.live.Add(1)
+	info.dirty.Store(true)
+}
+
+// removeLocked empties a cell and moves up those behind it that it was in the way of.
+func (c *Cache) removeLocked(s *shard, i int) {
+	info, _, entry := c.entry(s.cells[i])
+	n := info.blocks(entry)
+	s.used--
+	s.blocks -= int64(n)
+	c.shares.use(info.disk(entry), -n)
+	info.live.Add(-1)
+	for j := s.next(i); s.cells[j] != 0; j = s.next(j) {
+		other, _, n := c.entry(s.cells[j])
+		home := s.home(hash(other.extent(n)))
+		// It may move to i unless its home lies behind i, cyclically within (i, j].
+		if i <= j && i < home && home <= j || i > j && (i < home || home <= j) {
+			continue
+		}
+		s.cells[i] = s.cells[j]
+		i = j
+	}
+	s.cells[i] = 0
+}
+
+// growLocked makes the table larger by a quarter.
+func (c *Cache) growLocked(s *shard) {
+	old := s.cells
+	s.cells = make([]uint32, max(cellsMin, len(old)+len(old)/4))
+	for _, cell := range old {
+		if cell == 0 {
+			continue
+		}
+		info, _, n := c.entry(cell)
+		i := s.home(hash(info.extent(n)))
+		for s.cells[i] != 0 {
+			i = s.next(i)
+		}
+		s.cells[i] = cell
+	}
 }
 
 // dropSlot forgets all entries of a slot and returns how many were live.
-func (s *shard) dropSlot(slot int) uint64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	before := s.live
-	for i := s.bySlot[slot]; i != 0; {
-		e := &s.slab[i]
-		if e.blocks() > 0 {
-			s.unlinkLocked(i)
-			s.killLocked(e)
-		}
-		e.next, s.free = s.free, i
-		i = e.slotNext
+func (c *Cache) dropSlot(slot int, info *slotInfo) (dropped uint64) {
+	if info.live.Load() == 0 {
+		return 0
 	}
-	s.bySlot[slot] = 0
-	return uint64(before - s.live)
-}
-
-// unlinkLocked takes entry i out of its hash chain.
-func (s *shard) unlinkLocked(i uint32) {
-	link := s.bucketLocked(s.slab[i].extent)
-	for *link != i {
-		link = &s.slab[*link].next
-	}
-	*link = s.slab[i].next
-}
-
-// collect appends the live entries of a slot.
-func (s *shard) collect(slot int, out []entry) []entry {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	for i := s.bySlot[slot]; i != 0; i = s.slab[i].slotNext {
-		if e := s.slab[i]; e.blocks() > 0 {
-			out = append(out, e)
+	for i := range info.count() {
+		if c.remove(info.extent(i), placed{slot, i}) {
+			dropped++
 		}
 	}
-	return out
+	return dropped
 }
 
 func (s *shard) size() (entries int, blocks, memory int64) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	memory = int64(cap(s.slab))*entryBytes + 4*int64(len(s.buckets)+len(s.bySlot))
-	return s.live, s.blocks, memory
+	return s.used, s.blocks, 4*int64(len(s.cells)) + 64
 }
+
+// refBitsOf is how many bits name an entry, plus one for none.
+func refBitsOf(slots, slotBlocks int) int { return bits.Len64(uint64(slots) * uint64(slotBlocks)) }

@@ -1,17 +1,16 @@
 package cache
 
 import (
-	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
 
 	"graindisk/block"
 	"graindisk/tier"
 )
 
-// The saved index; integers are little-endian, slots come in the order in which they came into use.
+// The saved index as local checkpoints held it before each slot had a file of its own; it is read, not
+// written any more. Integers are little-endian, slots come in the order in which they came into use.
 //
 //	0       4         6       8          16            20      24     32
 //	+-------+---------+-------+----------+-------------+-------+------+-----------+-----+
@@ -29,91 +28,25 @@ const (
 	stateVersion = 1
 	stateHeader  = 32
 	stateCRC     = 4
+	// stateBlocksMax is how long an extent could be in that form.
+	stateBlocksMax = 1023
 )
 
 var (
-	// ErrCorrupt means bytes that AppendState has not written.
-	ErrCorrupt = errors.New("damaged cache state")
-	// ErrNewer means a state written by a newer version of the format.
-	ErrNewer = errors.New("cache state is newer than this program")
+	// ErrCorrupt means bytes that no cache has written.
+	ErrCorrupt = errors.New("damaged cache index")
+	// ErrNewer means an index written by a newer version of the format.
+	ErrNewer = errors.New("cache index is newer than this program")
 )
 
-// AppendState appends the index to b, for Restore after a restart. What changes meanwhile may be in it
-// or not.
-func (c *Cache) AppendState(b []byte) []byte {
-	type known struct {
-		slot int
-		info *slotInfo
-	}
-	var slots []known
-	for i := range c.slots {
-		if s := c.slots[i].Load(); s != nil && s.stamp != 0 {
-			slots = append(slots, known{i, s})
-		}
-	}
-	slices.SortFunc(slots, func(a, b known) int { return cmp.Compare(a.info.age, b.info.age) })
-
-	start, count := len(b), uint32(0)
-	b = append(b, make([]byte, stateHeader)...)
-	var entries []entry
-	for _, k := range slots {
-		entries = entries[:0]
-		for i := range c.shards {
-			entries = c.shards[i].collect(k.slot, entries)
-		}
-		if len(entries) == 0 || c.slots[k.slot].Load() != k.info { // evicted, or about to be
-			continue
-		}
-		count++
-		b = appendSlot(b, k.slot, k.info, entries)
-	}
-	h := b[start:]
-	copy(h, stateMagic)
-	binary.LittleEndian.PutUint16(h[4:], stateVersion)
-	binary.LittleEndian.PutUint32(h[16:], c.slotBlocks)
-	binary.LittleEndian.PutUint32(h[20:], count)
-	binary.LittleEndian.PutUint64(h[24:], uint64(len(h)-stateHeader))
-	return binary.LittleEndian.AppendUint32(b, block.CRC(h))
-}
-
-// appendSlot appends a slot and its entries. Two entries never share blocks, unless the log stored an
-// extent and the same blocks were adopted under another name: then the later one is left out.
-func appendSlot(b []byte, slot int, info *slotInfo, entries []entry) []byte {
-	slices.SortFunc(entries, func(a, b entry) int { return cmp.Compare(a.loc, b.loc) })
-	end := 0
-	entries = slices.DeleteFunc(entries, func(e entry) bool {
-		r := e.run()
-		if int(r.place.Block()) < end {
-			return true
-		}
-		end = int(r.place.Block()) + r.blocks
-		return false
-	})
-	b = binary.AppendUvarint(b, uint64(slot))
-	b = binary.AppendUvarint(b, uint64(len(entries)))
-	b = binary.LittleEndian.AppendUint64(b, info.stamp)
-	var extent block.ExtentID
-	next := uint32(0)
-	for _, e := range entries {
-		r := e.run()
-		first := r.place.Block()
-		b = binary.AppendVarint(b, int64(e.extent-extent))
-		b = binary.AppendUvarint(b, uint64(first-next))
-		b = binary.AppendUvarint(b, uint64(r.off))
-		b = binary.AppendUvarint(b, uint64(r.blocks))
-		extent, next = e.extent, first+uint32(r.blocks)
-		for at := first; at < next; at++ {
-			b = binary.LittleEndian.AppendUint32(b, info.crcs[at].Load())
-		}
-	}
-	return b
-}
-
-// Restore takes over an index that AppendState wrote, into an empty cache and before the first Take
-// of the tier. Slots that have been used for something else since are left out, told by their first
-// block. busy says which slots recovery has claimed for unpublished blocks; all others that Restore knows
-// it makes clean. Errors match ErrCorrupt or ErrNewer; the cache is then still empty and works.
+// Restore takes over an index of the old form, before the first Take of the tier. Slots that are known
+// already, or have been used for something else since, told by their first block, are left out. busy
+// says which slots recovery has claimed for unpublished blocks; all others that Restore knows it makes
+// clean. Nothing at all is an index of no slots. Errors match ErrCorrupt or ErrNewer; nothing is then taken over.
 func (c *Cache) Restore(b []byte, busy func(slot int) bool) error {
+	if len(b) == 0 {
+		return nil
+	}
 	body, count, err := c.checkState(b)
 	if err == nil {
 		err = c.walkState(body, count, func(int, uint64) bool { return false }, nil)
@@ -133,10 +66,15 @@ func (c *Cache) Restore(b []byte, busy func(slot int) bool) error {
 		return true
 	}
 	return c.walkState(body, count, slot, func(id block.ExtentID, r run, crcs []byte) {
+		if r.off+r.blocks > ExtentBlocksMax {
+			return
+		}
 		for i := range r.blocks {
 			info.crcs[int(r.place.Block())+i].Store(binary.LittleEndian.Uint32(crcs[4*i:]))
 		}
-		c.shard(id).add(id, r)
+		if e, ok := info.add(id, 0, r); ok {
+			c.insertMissing(id, placed{r.place.Slot(), e})
+		}
 	})
 }
 
@@ -181,9 +119,9 @@ func (c *Cache) walkState(b []byte, count uint32, slot func(int, uint64) bool, a
 		for range entries {
 			extent += block.ExtentID(in.varint())
 			next += in.uvarint(uint64(c.slotBlocks))
-			r := run{off: int(in.uvarint(ExtentBlocksMax)), blocks: int(in.uvarint(ExtentBlocksMax))}
+			r := run{off: int(in.uvarint(stateBlocksMax)), blocks: int(in.uvarint(stateBlocksMax))}
 			crcs := in.take(4 * r.blocks)
-			if in.bad || r.blocks == 0 || r.off+r.blocks > ExtentBlocksMax || next+uint64(r.blocks) > uint64(c.slotBlocks) {
+			if in.bad || r.blocks == 0 || r.off+r.blocks > stateBlocksMax || next+uint64(r.blocks) > uint64(c.slotBlocks) {
 				return fmt.Errorf("%w: slot %d: entry of extent %v", ErrCorrupt, n, extent)
 			}
 			r.place = tier.NewPlace(n, uint32(next))

@@ -17,106 +17,64 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 
 func never(int) bool { return false }
 
-func TestRestoreFindsWhatWasThere(t *testing.T) {
-	dir := t.TempDir()
-	r := openRig(t, dir, 10)
-	log := r.logSlot(77)
-	r.Adopt(1, []BlockRef{r.put(1, 0, tier.NewPlace(log, 9)), r.put(1, 1, tier.NewPlace(log, 3))})
-	for id := block.ExtentID(10); id < 20; id++ {
-		r.Fill(id, extent(id, 0, 8))
-		r.fill.wg.Wait()
-	}
-	state := r.AppendState([]byte("before"))[len("before"):]
-	before := r.Stats()
-	r.close()
-
-	r = openRig(t, dir, 10)
-	if err := r.Restore(state, func(slot int) bool { return slot == log }); err != nil {
-		t.Fatal(err)
-	}
-	r.wants(true, 1, 0, 2)
-	for id := block.ExtentID(10); id < 20; id++ {
-		r.wants(true, id, 0, 8)
-	}
-	if after := r.Stats(); after.Entries != before.Entries || after.Bytes != before.Bytes {
-		t.Errorf("%d entries of %d bytes, before %d of %d", after.Entries, after.Bytes, before.Entries, before.Bytes)
-	}
-	if free, busy, clean := r.space.Counts(); free != 6 || busy != 0 || clean != 4 {
-		t.Errorf("%d free, %d busy, %d clean: want the four slots of the fills clean, the log's left alone", free, busy, clean)
-	}
-	// The oldest slot makes room first.
-	for range 8 {
-		if _, err := r.space.Take(0); err != nil {
-			t.Fatal(err)
-		}
-	}
-	r.wants(false, 10, 0, 8)
-	r.wants(true, 19, 0, 8)
-}
-
-// TestRestoreLeavesOutSlotsUsedAnew overwrites slots behind the saved state's back, as happens when
-// the gateway dies some time after the last checkpoint.
-func TestRestoreLeavesOutSlotsUsedAnew(t *testing.T) {
-	dir := t.TempDir()
-	r := openRig(t, dir, 10)
-	var slots []int
-	for i := range 3 {
-		slot := r.logSlot(uint64(i + 1))
-		id := block.ExtentID(i)
-		r.Adopt(id, []BlockRef{r.put(id, 0, tier.NewPlace(slot, 1))})
-		slots = append(slots, slot)
-	}
-	state := r.AppendState(nil)
-	anew := make([]byte, block.Size)
-	anew[0] = 99
-	r.write(tier.NewPlace(slots[1], 0), anew)
-	r.close()
-	if err := os.Remove(filepath.Join(dir, tier.Name(slots[2]))); err != nil {
-		t.Fatal(err)
-	}
-
-	r = openRig(t, dir, 10)
-	if err := r.Restore(state, never); err != nil {
-		t.Fatal(err)
-	}
-	r.wants(true, 0, 0, 1)
-	r.wants(false, 1, 0, 1)
-	r.wants(false, 2, 0, 1)
-	if s := r.Stats(); s.Entries != 1 || s.CRCFailures != 0 {
-		t.Errorf("%d entries, %d CRC failures", s.Entries, s.CRCFailures)
-	}
-}
-
-// goldenState is the state of a small cache that is the same every time.
-func goldenState(t *testing.T) []byte {
-	r := newRig(t, 8)
-	a, b := r.logSlot(1), r.logSlot(2)
-	r.Adopt(block.NewExtentID(3, 4), []BlockRef{
-		r.put(1, 0, tier.NewPlace(b, 1)), r.put(1, 1, tier.NewPlace(b, 2)), r.put(1, 2, tier.NewPlace(a, 30)),
-	})
-	r.Adopt(block.NewExtentID(2, 9), []BlockRef{r.put(2, 0, tier.NewPlace(b, 31))})
-	return r.AppendState(nil)
-}
-
-func TestStateGolden(t *testing.T) {
-	path := filepath.Join("testdata", "state.golden")
-	got := goldenState(t)
-	if *update {
-		if err := os.WriteFile(path, got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
+// oldState is an index in the form that local checkpoints held before version 2 of the cache.
+func oldState(t *testing.T) []byte {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join("testdata", "state.golden"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.Equal(got, want) {
-		t.Errorf("saved form changed:\n got %x\nwant %x", got, want)
+	return b
+}
+
+// oldRig is a tier that holds what oldState says. Slot b has been used for something else if anew.
+func oldRig(t *testing.T, anew bool) *rig {
+	r := newRig(t, 8)
+	a, b := r.logSlot(1), r.logSlot(2)
+	r.put(1, 0, tier.NewPlace(b, 1))
+	r.put(1, 1, tier.NewPlace(b, 2))
+	r.put(1, 2, tier.NewPlace(a, 30))
+	r.put(2, 0, tier.NewPlace(b, 31))
+	if anew {
+		r.write(tier.NewPlace(b, 0), make([]byte, block.Size))
+	}
+	return r
+}
+
+func TestRestoreReadsTheOldForm(t *testing.T) {
+	r := oldRig(t, false)
+	p := make([]byte, 3*block.Size)
+	busy := -1
+	err := r.Restore(oldState(t), func(slot int) bool {
+		if busy < 0 {
+			busy = slot
+		}
+		return slot == busy
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !r.Read(block.NewExtentID(3, 4), 0, 3, p) || !bytes.Equal(p, extent(1, 0, 3)) {
+		t.Error("an extent in two slots is not there")
+	}
+	if !r.Read(block.NewExtentID(2, 9), 0, 1, p[:block.Size]) || !bytes.Equal(p[:block.Size], content(2, 0)) {
+		t.Error("an extent of one block is not there")
+	}
+	if _, busy, clean := r.space.Counts(); busy != 1 || clean != 1 {
+		t.Errorf("%d busy, %d clean: want the one that is claimed busy, the other clean", busy, clean)
+	}
+
+	r = oldRig(t, true)
+	if err := r.Restore(oldState(t), never); err != nil {
+		t.Fatal(err)
+	}
+	if r.Read(block.NewExtentID(2, 9), 0, 1, p[:block.Size]) || r.Stats().Entries != 1 || r.Stats().CRCFailures != 0 {
+		t.Errorf("a slot used anew was taken over: %+v", r.Stats())
 	}
 }
 
 func TestRestoreRefuses(t *testing.T) {
-	good := goldenState(t)
+	good := oldState(t)
 	refused := func(name string, b []byte, want error) {
 		t.Helper()
 		r := newRig(t, 8)
@@ -142,7 +100,7 @@ func TestRestoreRefuses(t *testing.T) {
 	refused("fewer slots than there are", change(20, 1), ErrCorrupt)
 	refused("another length", change(24, 1), ErrCorrupt)
 	refused("a slot beyond the tier", change(stateHeader, 100), ErrCorrupt)
-	refused("nothing", nil, ErrCorrupt)
+	refused("too little", good[:8], ErrCorrupt)
 	r := newRig(t, 8)
 	for i := range good {
 		b := bytes.Clone(good)
@@ -171,6 +129,14 @@ func (anySpace) Exists(int) bool                    { return true }
 func (anySpace) Take(int) (int, error)              { return 0, tier.ErrNoSlot }
 func (anySpace) Prewrite(int) error                 { return nil }
 func (anySpace) SetClean(int)                       {}
+func (anySpace) SetKept(int)                        {}
+func (anySpace) Usable() int                        { return 8 }
+func (anySpace) Counts() (free, busy, clean int)    { return 0, 8, 0 }
+func (anySpace) Kept() int                          { return 0 }
+func (anySpace) Clean(int) bool                     { return false }
+func (anySpace) Oldest(bool) (int, bool)            { return 0, false }
+func (anySpace) Evict(int) bool                     { return false }
+func (anySpace) Reclaim(int, int) error             { return nil }
 func (anySpace) Free(int)                           {}
 func (anySpace) Pin(int) bool                       { return true }
 func (anySpace) Unpin(int)                          {}
@@ -203,15 +169,22 @@ func FuzzRestore(f *testing.F) {
 		if s.Entries > len(b) {
 			t.Fatalf("%d entries from %d bytes", s.Entries, len(b))
 		}
-		p := make([]byte, block.Size)
-		for i := range c.slots {
-			for j := range c.shards {
-				for _, e := range c.shards[j].collect(i, nil) {
-					if c.Read(e.extent, e.run().off, 1, p) {
-						t.Fatal("read from a tier that cannot be read")
-					}
-				}
+		readNothing(t, c)
+	})
+}
+
+// readNothing expects that no entry of a cache over anySpace can be read.
+func readNothing(t *testing.T, c *Cache) {
+	p := make([]byte, block.Size)
+	for slot := range c.slots {
+		info := c.slots[slot].Load()
+		if info == nil {
+			continue
+		}
+		for i := range info.count() {
+			if c.Read(info.extent(i), info.run(slot, i).off, 1, p) {
+				t.Fatal("read from a tier that cannot be read")
 			}
 		}
-	})
+	}
 }
