@@ -93,6 +93,7 @@ type Log struct {
 	kept      bool          // … and has copied the batches in flight: their callers may leave
 	mended    chan struct{} // closed when hurt has become false
 	obstacles obstacle      // what waits for the file system
+	said      bool          // … has been logged
 	health    Health        // but for Failed
 
 	waiting int // blocks of payload in the queue

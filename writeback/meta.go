@@ -303,6 +303,7 @@ type metaLog struct {
 	bytes  int64    // in this and the files before it since the last checkpoint
 	pos    position // after all records
 	bad    bool     // an append failed: copy the file before the next
+	ragged bool     // a record was refused, of which all may have been written
 	named  bool     // the file's name is stable
 	closed bool
 }
@@ -333,7 +334,7 @@ func (m *metaLog) installLocked(number uint64, fill func(vfs.File) error) error 
 	if m.file != nil {
 		_ = m.file.Close() // nothing in it is in doubt, or it was replaced
 	}
-	m.file, m.number, m.bad, m.named = f, number, false, false
+	m.file, m.number, m.bad, m.ragged, m.named = f, number, false, false, false
 	return m.nameLocked()
 }
 
@@ -351,6 +352,7 @@ func (m *metaLog) nameLocked() error {
 
 // rotateLocked starts a new file, whose name and header are stable when it returns nil.
 func (m *metaLog) rotateLocked(number uint64) error {
+	m.bad = m.bad || m.ragged // the next file starts with the record that was refused
 	if err := m.readyLocked(); err != nil {
 		return err
 	}
@@ -438,11 +440,12 @@ func (m *metaLog) appendLocked(kind uint8, payload []byte) error {
 		err = m.file.Sync()
 		m.bad = err != nil
 	} else {
-		m.bad = !refused(err)
+		m.bad, m.ragged = !refused(err), true
 	}
 	if err != nil {
 		return fmt.Errorf("append to %s: %w", path.Join(m.dir, metaName(m.number)), err)
 	}
+	m.ragged = false
 	m.seq++
 	m.end += int64(len(b))
 	m.bytes += int64(len(b))
