@@ -348,7 +348,7 @@ func (l *Log) prepareOne() (bool, error) {
 // Close syncs what is written and ends the log; appends that wait for space fail, and a file system
 // that takes no writes is not waited for. The tier stays open. It does not publish anything.
 func (l *Log) Close() error {
-	l.closeOnce.Do(func() { close(l.closing) })
+	l.StopWaiting()
 	err := l.Sync(context.Background())
 	if errors.Is(err, ErrClosed) {
 		return nil

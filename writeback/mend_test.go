@@ -399,6 +399,22 @@ func TestCloseDoesNotWaitForAFullFileSystem(t *testing.T) {
 	}
 }
 
+// TestStopWaitingEndsAMetadataAppend stops waiting while the log is still open.
+func TestStopWaitingEndsAMetadataAppend(t *testing.T) {
+	r := newRig(t, 8, 64)
+	r.fs.Inject(crashtest.Fault{Op: crashtest.OpWrite, Path: metaFiles, Err: syscall.ENOSPC})
+	ended := make(chan error)
+	go func() { ended <- r.log.AppendMeta(20, nil) }()
+	for r.log.Health().Waits == nil {
+		time.Sleep(time.Millisecond)
+	}
+	r.log.StopWaiting()
+	if err := <-ended; !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("append metadata: %v", err)
+	}
+	r.append(data(0, 1)) // what is not refused goes on
+}
+
 // randomFault arms one passing failure of whatever the log may call next.
 func randomFault(rng *rand.Rand) crashtest.Fault {
 	ops := []crashtest.Op{crashtest.OpWrite, crashtest.OpWrite, crashtest.OpSync, crashtest.OpSync, crashtest.OpSync,
@@ -424,8 +440,8 @@ func TestFailuresAndAPowerCut(t *testing.T) {
 		base = rand.Uint64()
 	}
 	t.Logf("seed %d", base)
-	for run := range 100 {
-		if failuresRun(t, base+uint64(run), 12+4*run); t.Failed() {
+	for run := range 60 {
+		if failuresRun(t, base+uint64(run), 12+6*run); t.Failed() {
 			t.Fatalf("seed %d, run %d", base, run)
 		}
 	}

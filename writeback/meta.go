@@ -485,7 +485,7 @@ const metaBytesMax = 1 << 30
 
 // AppendMeta writes a record of the pool, of a kind from OpaqueMin on, into the metadata log. It is
 // stable on return, and comes back from Open in order until a checkpoint supersedes it. While the tier
-// takes no writes, it waits until the log is closed.
+// takes no writes, it waits until StopWaiting or Close.
 func (l *Log) AppendMeta(kind uint8, payload []byte) error {
 	if kind < OpaqueMin {
 		return fmt.Errorf("append metadata of kind %d: kinds below %d are the log's own", kind, OpaqueMin)

@@ -106,8 +106,12 @@ func (l *Log) pause(ctx context.Context, r *retry) error {
 	}
 }
 
+// StopWaiting ends all waiting for a file system that takes no writes, for good: what it refuses from now
+// on has failed. Close begins with it; whoever must first end other work on the log calls it before.
+func (l *Log) StopWaiting() { l.closeOnce.Do(func() { close(l.closing) }) }
+
 // errClosing ends the waiting for a file system when the log is closed.
-var errClosing = errors.New("the log is being closed")
+var errClosing = errors.New("not waited for any longer")
 
 // withMeta runs do under the metadata lock until it succeeds. What the file system refuses is tried
 // until it is taken; what fails otherwise a few times, each in a new file, and then the log stops.
