@@ -40,6 +40,9 @@ func (p *Pool) stopped() error {
 func (p *Pool) Close(ctx context.Context) error {
 	perr := p.Publish(ctx)
 	p.pub.cancel()
+	if perr != nil {
+		p.log.StopWaiting() // the publisher may be at it
+	}
 	<-p.pub.done
 	<-p.pub.local
 	// From here on this goroutine is the publisher.

@@ -293,7 +293,7 @@ func (h *history) checkpoint() error {
 			return err
 		}
 	}
-	if err = h.log.WriteCheckpoint(c, state); h.faults && h.log.Failed() == nil && !h.fs.WasCut() {
+	if err = h.log.WriteCheckpoint(c, state); h.faults && h.log.Failed() == nil && !errors.Is(err, crashtest.ErrPowerLost) {
 		return nil // the checkpoint before holds
 	}
 	return err

@@ -101,6 +101,7 @@ type Log struct {
 	kept      bool          // … and has copied the batches in flight: their callers may leave
 	mended    chan struct{} // closed when hurt has become false
 	obstacles obstacle      // what waits for the file system
+	said      bool          // … has been logged
 	health    Health        // but for Failed
 
 	waiting int // blocks of payload in the queue
@@ -357,7 +358,7 @@ func (l *Log) prepareOne() (bool, error) {
 // Close syncs what is written and ends the log; appends that wait for space fail, and a file system
 // that takes no writes is not waited for. The tier stays open. It does not publish anything.
 func (l *Log) Close() error {
-	l.closeOnce.Do(func() { close(l.closing) })
+	l.StopWaiting()
 	err := l.Sync(context.Background())
 	if errors.Is(err, ErrClosed) {
 		return nil

@@ -324,6 +324,7 @@ type metaLog struct {
 	bytes  int64    // in this and the files before it since the last checkpoint
 	pos    position // after all records
 	bad    bool     // an append failed: copy the file before the next
+	ragged bool     // a record was refused, of which all may have been written
 	named  bool     // the file's name is stable
 	closed bool
 }
@@ -354,7 +355,7 @@ func (m *metaLog) installLocked(number uint64, fill func(vfs.File) error) error 
 	if m.file != nil {
 		_ = m.file.Close() // nothing in it is in doubt, or it was replaced
 	}
-	m.file, m.number, m.bad, m.named = f, number, false, false
+	m.file, m.number, m.bad, m.ragged, m.named = f, number, false, false, false
 	return m.nameLocked()
 }
 
@@ -372,6 +373,7 @@ func (m *metaLog) nameLocked() error {
 
 // rotateLocked starts a new file, whose name and header are stable when it returns nil.
 func (m *metaLog) rotateLocked(number uint64) error {
+	m.bad = m.bad || m.ragged // the next file starts with the record that was refused
 	if err := m.readyLocked(); err != nil {
 		return err
 	}
@@ -459,11 +461,12 @@ func (m *metaLog) appendLocked(kind uint8, payload []byte) error {
 		err = m.file.Sync()
 		m.bad = err != nil
 	} else {
-		m.bad = !refused(err)
+		m.bad, m.ragged = !refused(err), true
 	}
 	if err != nil {
 		return fmt.Errorf("append to %s: %w", path.Join(m.dir, metaName(m.number)), err)
 	}
+	m.ragged = false
 	m.seq++
 	m.end += int64(len(b))
 	m.bytes += int64(len(b))
@@ -503,7 +506,7 @@ const metaBytesMax = 1 << 30
 
 // AppendMeta writes a record of the pool, of a kind from OpaqueMin on, into the metadata log. It is
 // stable on return, and comes back from Open in order until a checkpoint supersedes it. While the tier
-// takes no writes, it waits until the log is closed.
+// takes no writes, it waits until StopWaiting or Close.
 func (l *Log) AppendMeta(kind uint8, payload []byte) error {
 	if kind < OpaqueMin {
 		return fmt.Errorf("append metadata of kind %d: kinds below %d are the log's own", kind, OpaqueMin)

@@ -52,15 +52,21 @@ func (l *Log) Health() Health {
 	return h
 }
 
+// sayAfter is how long a call must be refused before the log says so: while the tier's files take up the
+// last of the space, others are refused for a moment each time one of them is given up.
+const sayAfter = 100 * time.Millisecond
+
 // obstructed notes that a call must be tried again. The log says so once, until all such calls passed.
 func (l *Log) obstructed(by obstacle, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.health.Waits = err
-	first := l.obstacles == 0
-	l.obstacles |= by
-	if first {
+	if l.obstacles == 0 {
 		l.health.Since = l.opts.Now()
+	}
+	l.obstacles |= by
+	if !l.said && l.opts.Now().Sub(l.health.Since) >= sayAfter {
+		l.said = true
 		l.opts.Log.Warn("the tier takes no writes; the log waits", "err", err)
 	}
 }
@@ -72,10 +78,13 @@ func (l *Log) passed(by obstacle) {
 	if l.obstacles&by == 0 {
 		return
 	}
-	if l.obstacles &^= by; l.obstacles == 0 {
-		l.opts.Log.Info("the tier takes writes again", "seconds", l.opts.Now().Sub(l.health.Since).Seconds())
-		l.health.Waits, l.health.Since = nil, time.Time{}
+	if l.obstacles &^= by; l.obstacles != 0 {
+		return
 	}
+	if l.said {
+		l.opts.Log.Info("the tier takes writes again", "seconds", l.opts.Now().Sub(l.health.Since).Seconds())
+	}
+	l.said, l.health.Waits, l.health.Since = false, nil, time.Time{}
 }
 
 // retry is the pause between tries of one call.
@@ -97,8 +106,12 @@ func (l *Log) pause(ctx context.Context, r *retry) error {
 	}
 }
 
+// StopWaiting ends all waiting for a file system that takes no writes, for good: what it refuses from now
+// on has failed. Close begins with it; whoever must first end other work on the log calls it before.
+func (l *Log) StopWaiting() { l.closeOnce.Do(func() { close(l.closing) }) }
+
 // errClosing ends the waiting for a file system when the log is closed.
-var errClosing = errors.New("the log is being closed")
+var errClosing = errors.New("not waited for any longer")
 
 // withMeta runs do under the metadata lock until it succeeds. What the file system refuses is tried
 // until it is taken; what fails otherwise a few times, each in a new file, and then the log stops.
