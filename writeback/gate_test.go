@@ -163,28 +163,33 @@ func TestAppendsGoInTheOrderTheyCome(t *testing.T) {
 			return shut, nil
 		})
 		var got []int
-		for i := range 20 {
-			go func() {
+		var wg sync.WaitGroup
+		start := func(i int) {
+			wg.Go(func() {
 				if err := g.enter(bg, 1<<20); err != nil {
 					t.Error(err)
 				}
 				mu.Lock()
 				got = append(got, i)
 				mu.Unlock()
-			}()
+			})
 			synctest.Wait()
+		}
+		for i := range 20 {
+			start(i)
 		}
 		mu.Lock()
 		shut = false
 		mu.Unlock()
-		time.Sleep(time.Minute)
+		start(20) // comes when the gate is open and those before have not noticed
+		wg.Wait()
 		for i, w := range got {
 			if w != i {
 				t.Fatalf("went in the order %v", got)
 			}
 		}
-		if len(got) != 20 {
-			t.Errorf("%d of 20 went", len(got))
+		if len(got) != 21 {
+			t.Errorf("%d of 21 went", len(got))
 		}
 	})
 }
