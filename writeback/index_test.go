@@ -87,7 +87,7 @@ func TestRunsMatchAFlatMap(t *testing.T) {
 						delete(model, lba+block.LBA(k))
 					}
 				}
-				if i%(c.steps/40) == 0 || i < 100 {
+				if i%(c.steps/10) == 0 || i < 40 {
 					if err := tree.same(model, rng); err != nil {
 						t.Fatalf("seed %d, step %d: %v", seed, i, err)
 					}
@@ -291,7 +291,7 @@ func TestACheckpointFoldsWhatCameMeanwhile(t *testing.T) {
 	for i := range want {
 		want[i] = -1
 	}
-	for stamp := int64(1); stamp < 6000; stamp++ {
+	for stamp := int64(1); stamp < 2500; stamp++ {
 		i := rng.IntN(blocks)
 		if rng.IntN(4) == 0 {
 			n := min(1+rng.IntN(8), blocks-i)

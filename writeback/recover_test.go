@@ -120,8 +120,18 @@ func TestUnsealedFilesAreFew(t *testing.T) {
 		}
 		written <- nil
 	}()
-	for !r.log.starving() {
-		time.Sleep(time.Millisecond)
+	for waits := false; !waits; {
+		select {
+		case err := <-written:
+			t.Fatalf("all was written though nothing could be sealed: %v", err)
+		default:
+		}
+		starved := r.log.starving()
+		got, err := r.log.prepareOne()
+		if err != nil {
+			t.Fatal(err)
+		}
+		waits = starved && !got
 	}
 	r.log.mu.Lock()
 	n := r.log.unsealedLocked()
