@@ -3,11 +3,14 @@ package pool
 import (
 	"context"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sort"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
 
 	"graindisk/backend"
 	"graindisk/block"
@@ -27,12 +30,13 @@ import (
 //	+-------+-----+-----+----------+-------+---+------+------+-----+------+
 //
 // crc is CRC32C over the header without it and the body. The manifest's body is a snapshot in JSON;
-// the body of another part is encoded runs back to back.
+// the body of another part is encoded runs back to back, or, if the manifest would be long, one of its
+// tables: rows of its disks and segments, in JSON.
 const (
 	partMagic     = "GDCK"
 	partVersion   = 1
 	partHeaderLen = 40
-	partBytesMax  = 1 << 30 // what a reader accepts: a manifest of 7 million segments
+	partBytesMax  = 1 << 30 // what a reader accepts; the first release wrote any manifest as one part
 	partBytesFull = 8 << 20 // where a writer starts the next part
 )
 
@@ -88,11 +92,19 @@ func (p *Pool) localCheckpoint(ctx context.Context) (*writeback.Frozen, error) {
 	if err != nil {
 		return nil, err
 	}
-	state, err := p.encodeState()
+	maps := p.mapsNow()
+	defer release(maps)
+	state, err := p.encodeState(maps)
 	if err != nil {
 		return nil, err
 	}
-	if err := p.log.WriteCheckpoint(c, state); err != nil {
+	err = p.log.WriteCheckpoint(c, state)
+	var named []*densetree.Run
+	for _, m := range maps {
+		named = append(named, m.Runs()...)
+	}
+	p.runs.Keep(named, err != nil)
+	if err != nil {
 		if p.log.Failed() != nil {
 			return nil, err
 		}
@@ -122,10 +134,15 @@ func (p *Pool) publishCheckpoint(ctx context.Context) error {
 		part, body = part+1, nil
 		return err
 	}
-	s, err := p.snapshotNow(func(r *densetree.Run) (runRef, error) {
+	maps := p.mapsNow()
+	defer release(maps)
+	s, err := p.snapshotNow(maps, func(r *densetree.Run) (runRef, error) {
 		ref, ok := p.pub.ckpt.runs[r.ID]
 		if !ok {
-			b := r.Encode()
+			b, err := r.Encode()
+			if err != nil {
+				return ref, err
+			}
 			if len(body)+len(b) > partBytesFull {
 				if err := flush(); err != nil {
 					return ref, err
@@ -143,12 +160,14 @@ func (p *Pool) publishCheckpoint(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	manifest, err := json.Marshal(s)
+	manifest, tables, err := s.split(part, tableRowsMax)
 	if err != nil {
 		return err
 	}
-	if len(manifest) > partBytesMax {
-		return fmt.Errorf("checkpoint manifest of %d bytes: readers accept %d", len(manifest), partBytesMax)
+	for i, t := range tables {
+		if _, err := p.putPart(ctx, epoch, n, part+i, t); err != nil {
+			return err
+		}
 	}
 	targets, err := p.putPart(ctx, epoch, n, 0, manifest)
 	if err != nil {
@@ -245,28 +264,90 @@ func (p *Pool) loadCheckpoint(ctx context.Context, v root.Value) error {
 	if err != nil {
 		return err
 	}
-	p.pub.ckpt.runs = map[uint64]runRef{}
-	type partID struct {
-		epoch, n uint64
-		part     int
+	for _, t := range s.Tables {
+		body, err := p.getPart(ctx, ref.Epoch, ref.N, t.Part)
+		if err == nil {
+			err = s.join(t, body)
+		}
+		if err != nil {
+			return fmt.Errorf("checkpoint %d/%d: table in part %d: %w", ref.Epoch, ref.N, t.Part, err)
+		}
 	}
-	parts := map[partID][]byte{}
+	runs, err := p.fetchRuns(ctx, s)
+	if err != nil {
+		return err
+	}
 	return p.loadTrees(s, func(r runRef) (*densetree.Run, error) {
-		id := partID{r.Epoch, r.N, r.Part}
-		if parts[id] == nil {
-			b, err := p.getPart(ctx, r.Epoch, r.N, r.Part)
-			if err != nil {
-				return nil, err
-			}
-			parts[id] = b
-		}
-		b := parts[id]
-		if r.Off < 0 || r.Len < 0 || r.Off > int64(len(b))-r.Len {
-			return nil, fmt.Errorf("run %d outside its part: %w", r.ID, segment.ErrDamaged)
-		}
 		p.pub.ckpt.runs[r.ID] = r
-		return densetree.DecodeRun(b[r.Off : r.Off+r.Len])
+		return runs[r.ID], nil
 	})
+}
+
+// partID names a part of a published checkpoint.
+type partID struct {
+	epoch, n uint64
+	part     int
+}
+
+// partsAtOnce is how many parts are fetched side by side; each takes some 16 MB meanwhile.
+const partsAtOnce = 4
+
+// fetchRuns reads all runs that a snapshot names from the targets, those of lower levels into files.
+func (p *Pool) fetchRuns(ctx context.Context, s *snapshot) (map[uint64]*densetree.Run, error) {
+	p.pub.ckpt.runs = map[uint64]runRef{}
+	parts := map[partID][]runRef{}
+	for _, d := range s.Disks {
+		for _, r := range d.Runs {
+			id := partID{r.Epoch, r.N, r.Part}
+			parts[id] = append(parts[id], r)
+		}
+	}
+	var mu sync.Mutex
+	runs := map[uint64]*densetree.Run{}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(partsAtOnce)
+	for id, refs := range parts {
+		g.Go(func() error {
+			body, err := p.getPart(ctx, id.epoch, id.n, id.part)
+			if err != nil {
+				return err
+			}
+			for _, ref := range refs {
+				r, err := p.adoptRun(ref, body)
+				if err != nil {
+					return err
+				}
+				mu.Lock()
+				runs[ref.ID] = r
+				mu.Unlock()
+			}
+			return nil
+		})
+	}
+	err := g.Wait()
+	if err == nil {
+		err = p.runs.Sync()
+	}
+	if err != nil {
+		p.runs.Discard(slices.Collect(maps.Values(runs)))
+		return nil, err
+	}
+	return runs, nil
+}
+
+// adoptRun takes one run out of a part.
+func (p *Pool) adoptRun(ref runRef, body []byte) (*densetree.Run, error) {
+	if ref.Off < 0 || ref.Len < 0 || ref.Off > int64(len(body))-ref.Len {
+		return nil, fmt.Errorf("run %d outside its part: %w", ref.ID, segment.ErrDamaged)
+	}
+	r, err := densetree.DecodeRun(body[ref.Off : ref.Off+ref.Len])
+	if err != nil {
+		return nil, err
+	}
+	if r.ID != ref.ID {
+		return nil, fmt.Errorf("run %d where %d should be: %w", r.ID, ref.ID, segment.ErrDamaged)
+	}
+	return p.runs.Adopt(r)
 }
 
 // sort gives the snapshot one order, whatever order the maps gave.

@@ -83,7 +83,10 @@ func (p *Pool) addDisk(id block.DiskID, meta segment.DiskMeta) {
 }
 
 func (p *Pool) treeOptions() densetree.Options {
-	return densetree.Options{NextRunID: func() uint64 { return p.runID.Add(1) }}
+	return densetree.Options{
+		Store: p.runs, NextRunID: func() uint64 { return p.runID.Add(1) }, Guard: p.maps.RLocker(),
+		MergeFailed: func(err error) { p.o.Log.Warn("maps not merged, trying again later", "pool", p.o.Name, "err", err) },
+	}
 }
 
 // tree is the map of a disk's published blocks; nil if there is no such disk.

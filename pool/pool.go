@@ -92,8 +92,10 @@ type Options struct {
 	CheckpointBytes int64
 	// IndexBytes bounds the cached segment indexes in RAM; default 64 MiB.
 	IndexBytes int64
-	Host       string // who we are in messages; default the host's name
-	Takeover   bool   // take a pool that another owner holds; see Open
+	// MapBytes bounds the cached pages of the disks' maps in RAM; default 16 MiB.
+	MapBytes int64
+	Host     string // who we are in messages; default the host's name
+	Takeover bool   // take a pool that another owner holds; see Open
 	// CreateEmpty lets Open create the pool if the tier is empty and no target holds anything.
 	CreateEmpty bool
 	// RootTimeout is how long Open waits for the root before it serves from an intact log; default 5 s.
@@ -118,6 +120,7 @@ func (o Options) withDefaults() Options {
 	def(&o.SegmentBytes, 32<<20)
 	def(&o.CutBytes, min(32*o.SegmentBytes, o.TierBytes/2))
 	def(&o.IndexBytes, 64<<20)
+	def(&o.MapBytes, 16<<20)
 	def(&o.CheckpointBytes, 16<<20)
 	if o.CheckpointCuts == 0 {
 		o.CheckpointCuts = 128
@@ -162,6 +165,7 @@ func (o Options) validate() error {
 type Pool struct {
 	o      Options
 	space  *tier.Space
+	runs   *densetree.Store // of the maps
 	log    *writeback.Log
 	cache  *cache.Cache
 	reader *segment.Reader
@@ -181,6 +185,9 @@ type Pool struct {
 	stores   map[block.TargetID]backend.Store
 	names    map[block.TargetID]string
 	roots    map[block.TargetID]root.State // of its copy of the root, when it was last looked at
+
+	// maps is held for reading while a map changes and what it lost is counted: see mapsNow.
+	maps sync.RWMutex
 
 	mu       sync.Mutex
 	disks    map[string]*vdisk.Disk // live, by name

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -67,6 +69,7 @@ func (p *Pool) openLocal(ctx context.Context, id writeback.Identity, view *root.
 			return err
 		}
 	}
+	p.runs.RemoveOrphans()
 	for _, o := range rec.Ops {
 		if o.Seq <= p.pub.horizon {
 			continue
@@ -84,6 +87,7 @@ func (p *Pool) openLocal(ctx context.Context, id writeback.Identity, view *root.
 
 // forget drops every map, before they are read from the targets instead.
 func (p *Pool) forget() {
+	p.closeMaps()
 	clear(p.disks)
 	clear(p.trees)
 	clear(p.segments)
@@ -91,6 +95,16 @@ func (p *Pool) forget() {
 	p.nextDisk = 1
 	p.pub.cut, p.pub.cutCRC, p.pub.horizon, p.pub.nextSeg = 0, 0, 0, block.SegmentID(p.val.SegLimit)
 	p.pub.ckpt = checkpointer{}
+}
+
+// closeMaps ends what the maps do in the background. Nobody may read or change them any more.
+func (p *Pool) closeMaps() {
+	p.mu.Lock()
+	trees := slices.Collect(maps.Values(p.trees))
+	p.mu.Unlock()
+	for _, t := range trees {
+		t.Close()
+	}
 }
 
 // replay brings the maps to what the tier knows: the local checkpoint's state and the metadata log's
@@ -163,7 +177,7 @@ const loadTimeout = 2 * time.Minute
 func final(err error) bool {
 	for _, e := range []error{
 		root.ErrFenced, root.ErrHeld, root.ErrNewer, ErrForeignTier, segment.ErrDamaged, segment.ErrNewer,
-		writeback.ErrDamaged, writeback.ErrNewer, writeback.ErrFailed, writeback.ErrClosed,
+		densetree.ErrCorrupt, densetree.ErrNewer, writeback.ErrDamaged, writeback.ErrNewer, writeback.ErrFailed, writeback.ErrClosed,
 	} {
 		if errors.Is(err, e) {
 			return true
@@ -237,10 +251,10 @@ func (p *Pool) loadCut(ctx context.Context, ref root.CutRef, record bool) error 
 	return nil
 }
 
-// loadTrees makes the disks of a snapshot with the runs that load fetches.
+// loadTrees makes the disks of a snapshot with the runs that load gives.
 func (p *Pool) loadTrees(s *snapshot, load func(runRef) (*densetree.Run, error)) error {
 	for _, d := range s.Disks {
-		var runs []*densetree.Run
+		runs := make([]*densetree.Run, 0, len(d.Runs))
 		for _, ref := range d.Runs {
 			r, err := load(ref)
 			if err != nil {

@@ -2,6 +2,7 @@ package vdisk
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -91,15 +92,17 @@ func (d *Disk) readLocal(lba block.LBA, q []byte, have map[block.ExtentID][]byte
 		for j < n && found[j].State == writeback.None {
 			j++
 		}
-		missing = d.readMapped(lba+block.LBA(i), q[i*block.Size:j*block.Size], have, missing)
+		if missing, err = d.readMapped(lba+block.LBA(i), q[i*block.Size:j*block.Size], have, missing); err != nil {
+			return nil, err
+		}
 		i = j
 	}
 	return missing, nil
 }
 
 // readMapped does the same below the log: by the tree alone.
-func (d *Disk) readMapped(lba block.LBA, q []byte, have map[block.ExtentID][]byte, missing []Piece) []Piece {
-	d.o.Tree.Lookup(lba, uint64(len(q)/block.Size), func(e densetree.Entry) bool {
+func (d *Disk) readMapped(lba block.LBA, q []byte, have map[block.ExtentID][]byte, missing []Piece) ([]Piece, error) {
+	err := d.o.Tree.Lookup(lba, uint64(len(q)/block.Size), func(e densetree.Entry) bool {
 		at := int(e.LBA-lba) * block.Size
 		dst := q[at : at+int(e.Blocks)*block.Size]
 		switch {
@@ -112,5 +115,11 @@ func (d *Disk) readMapped(lba block.LBA, q []byte, have map[block.ExtentID][]byt
 		}
 		return true
 	})
-	return missing
+	switch {
+	case err == nil:
+		return missing, nil
+	case errors.Is(err, densetree.ErrClosed):
+		return nil, fmt.Errorf("disk %s: %w", d.o.Name, ErrClosed)
+	}
+	return nil, fmt.Errorf("disk %s: map: %w: %w", d.o.Name, ErrDamaged, err)
 }
