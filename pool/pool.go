@@ -101,6 +101,8 @@ type Options struct {
 	// RootTimeout is how long Open waits for the root before it serves from an intact log; default 5 s.
 	RootTimeout time.Duration
 	Log         *slog.Logger
+
+	mapLevel0, mapRun int // entries of a map's level 0 and of a run; tests make them small
 }
 
 func (o Options) withDefaults() Options {
