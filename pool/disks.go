@@ -85,7 +85,7 @@ func (p *Pool) addDisk(id block.DiskID, meta segment.DiskMeta) {
 func (p *Pool) treeOptions() densetree.Options {
 	return densetree.Options{
 		Store: p.runs, Level0Max: p.o.mapLevel0, RunMax: p.o.mapRun,
-		NextRunID: func() uint64 { return p.runID.Add(1) }, Guard: p.maps.RLocker(),
+		NextRunID: func() uint64 { return p.runID.Add(1) }, Guard: p.maps.RLocker(), Hold: &p.replaying,
 		MergeFailed: func(err error) { p.o.Log.Warn("maps not merged, trying again later", "pool", p.o.Name, "err", err) },
 	}
 }

@@ -116,6 +116,8 @@ func (p *Pool) replay(rec *writeback.Recovered) (haveState bool, err error) {
 			return false, fmt.Errorf("local checkpoint: %w", err)
 		}
 	}
+	p.replaying.Store(true)
+	defer p.replaying.Store(false)
 	if err := p.replayMeta(rec.Meta, haveState); err != nil {
 		return false, fmt.Errorf("metadata log: %w", err)
 	}

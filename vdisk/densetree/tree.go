@@ -37,6 +37,10 @@ type Options struct {
 	// Lost had been told by then, tells the rest once. Default: none.
 	Guard sync.Locker
 
+	// Hold, while it is true, keeps Put from freezing level 0, which grows, and so from waiting: for the
+	// replay of a log at start. Default: never.
+	Hold *atomic.Bool
+
 	// MergeFailed is told when a merge in the background has failed. The tree stays as it was and level
 	// 0 grows; the merge is tried again as it does. Default: nobody is told.
 	MergeFailed func(error)
@@ -46,7 +50,8 @@ const (
 	level0Default = 64 << 10
 	level0Min     = 8 << 10 // of a small tree; 220 KB
 	runMax        = 64 << 10
-	levelsMax     = 8 // below level 0
+	putMin        = 64 // entries that are put together, though level 0 should hold fewer
+	levelsMax     = 8  // below level 0
 	fanout        = 8 // size of a level in units of the one above
 )
 
@@ -62,6 +67,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Guard == nil {
 		o.Guard = noLock{}
+	}
+	if o.Hold == nil {
+		o.Hold = new(atomic.Bool)
 	}
 	if o.MergeFailed == nil {
 		o.MergeFailed = func(error) {}
@@ -244,10 +252,13 @@ func (t *Tree) Put(es []Entry) {
 	defer t.writer.Unlock()
 	t.stats.put.Add(uint64(len(ps)))
 	for len(ps) > 0 {
-		n := min(len(ps), max(1, t.level0Limit()-t.level0.n))
+		n, hold := len(ps), t.o.Hold.Load()
+		if !hold {
+			n = min(n, max(putMin, t.level0Limit()-t.level0.n))
+		}
 		t.putSorted(ps[:n])
 		ps = ps[n:]
-		if t.level0Full() {
+		if !hold && t.level0Full() {
 			t.freeze()
 		}
 	}
