@@ -160,7 +160,7 @@ func (p *Pool) publishCheckpoint(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	manifest, tables, err := s.split(part, tableRowsMax)
+	manifest, tables, err := s.split(part, p.o.tableRows)
 	if err != nil {
 		return err
 	}

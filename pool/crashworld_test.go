@@ -208,7 +208,7 @@ func (w *world) options(fs *crashtest.FS, l *life) Options {
 		SegmentBytes: crashSegmentBytes, MaxDirtyAge: time.Hour, Host: "host", Log: slog.New(slog.NewTextHandler(w.trace, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	if w.tight {
-		o.CheckpointCuts, o.CheckpointBytes, o.mapLevel0, o.mapRun = 6, 64<<10, 8, 6
+		o.CheckpointCuts, o.CheckpointBytes, o.mapLevel0, o.mapRun, o.tableRows = 6, 64<<10, 8, 6, 10
 	}
 	if w.auto {
 		o.MaxDirtyAge = 20 * time.Millisecond

@@ -102,7 +102,8 @@ type Options struct {
 	RootTimeout time.Duration
 	Log         *slog.Logger
 
-	mapLevel0, mapRun int // entries of a map's level 0 and of a run; tests make them small
+	// Tests make these small: entries of a map's level 0 and of a run, rows of a checkpoint's manifest.
+	mapLevel0, mapRun, tableRows int
 }
 
 func (o Options) withDefaults() Options {
@@ -124,6 +125,9 @@ func (o Options) withDefaults() Options {
 	def(&o.IndexBytes, 64<<20)
 	def(&o.MapBytes, 16<<20)
 	def(&o.CheckpointBytes, 16<<20)
+	if o.tableRows == 0 {
+		o.tableRows = tableRowsMax
+	}
 	if o.CheckpointCuts == 0 {
 		o.CheckpointCuts = 128
 	}

@@ -108,11 +108,9 @@ type merger struct {
 	some    bool
 }
 
-// A merge installs what it has when one of these is reached: some 8 MB of files or 1 MB of memory.
-const (
-	mergeRunsMax = 16
-	mergeLostMax = 64 << 10
-)
+// A merge installs what it has made when it has found so many losses, 1 MB of memory, or made
+// Options.installRuns runs.
+const mergeLostMax = 64 << 10
 
 func (m *merger) run() error {
 	err := m.merge()
@@ -180,7 +178,7 @@ func (m *merger) stretch(src *stream, i, j int) error {
 		if k+1 >= j {
 			return m.cut()
 		}
-		if len(m.fresh) >= mergeRunsMax || len(m.lost) >= mergeLostMax {
+		if len(m.fresh) >= m.t.o.installRuns || len(m.lost) >= mergeLostMax {
 			if err := m.cut(); err != nil {
 				return err
 			}

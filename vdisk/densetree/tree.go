@@ -44,6 +44,8 @@ type Options struct {
 	// MergeFailed is told when a merge in the background has failed. The tree stays as it was and level
 	// 0 grows; the merge is tried again as it does. Default: nobody is told.
 	MergeFailed func(error)
+
+	installRuns int // runs that a merge makes before it puts them in place; default 16, some 8 MB
 }
 
 const (
@@ -52,7 +54,7 @@ const (
 	runMax        = 64 << 10
 	putMin        = 64 // entries that are put together, though level 0 should hold fewer
 	levelsMax     = 8  // below level 0
-	fanout        = 8 // size of a level in units of the one above
+	fanout        = 8  // size of a level in units of the one above
 )
 
 func (o Options) withDefaults() Options {
@@ -61,6 +63,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.RunMax == 0 {
 		o.RunMax = runMax
+	}
+	if o.installRuns == 0 {
+		o.installRuns = 16
 	}
 	if o.Lost == nil {
 		o.Lost = func([]Loss) {}
