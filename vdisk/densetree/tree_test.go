@@ -690,7 +690,7 @@ func TestLoadRefusesWhatCannotBe(t *testing.T) {
 // TestReadersGoOnWhileMerging has readers check, during thousands of merges, that lookups are
 // complete and that no block ever shows an older extent than it showed before.
 func TestReadersGoOnWhileMerging(t *testing.T) {
-	const n, rounds = 512, 50                      // grains, passes over all of them
+	const n, rounds = 512, 50                       // grains, passes over all of them
 	tree := New(Options{Level0Max: 20, RunMax: 10}) // so that all of it needs two levels
 	tree.Put(grains(0, n, 1, 0))
 	done := make(chan struct{})
