@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sort"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -83,6 +84,10 @@ func partKey(epoch, n uint64, part, copyNo int) string {
 type checkpointer struct {
 	n    uint64            // checkpoints written under this epoch
 	runs map[uint64]runRef // by run number
+	// old says that runs are what a local checkpoint knew: the parts may be gone with a checkpoint that
+	// named them.
+	old bool
+	due bool // the next cut begins with a local checkpoint
 }
 
 // localCheckpoint freezes the log, writes the local checkpoint as of the freeze and returns the
@@ -104,6 +109,7 @@ func (p *Pool) localCheckpoint(ctx context.Context) (*writeback.Frozen, error) {
 		named = append(named, m.Runs()...)
 	}
 	p.runs.Keep(named, err != nil)
+	p.pub.ckpt.due = p.pub.ckpt.due && err != nil
 	if err != nil {
 		if p.log.Failed() != nil {
 			return nil, err
@@ -123,6 +129,9 @@ func (p *Pool) checkpointIfDue(ctx context.Context) error {
 
 // publishCheckpoint stores the maps as of the newest cut and commits the root that names them.
 func (p *Pool) publishCheckpoint(ctx context.Context) error {
+	if p.pub.ckpt.old {
+		p.confirmStored(ctx)
+	}
 	epoch, n := p.epoch.Load(), p.pub.ckpt.n+1
 	next := map[uint64]runRef{}
 	part, body := 1, []byte(nil)
@@ -184,7 +193,8 @@ func (p *Pool) publishCheckpoint(ctx context.Context) error {
 	if err := p.commit(ctx, v); err != nil {
 		return err
 	}
-	p.pub.ckpt.n, p.pub.ckpt.runs = n, next
+	p.pub.ckpt.n = n
+	p.setStored(next)
 	p.o.Log.Info("checkpoint published", "pool", p.o.Name, "cut", s.Cut, "n", n)
 	return nil
 }
@@ -247,22 +257,40 @@ func (p *Pool) getPart(ctx context.Context, epoch, n uint64, part int) ([]byte, 
 	return nil, fmt.Errorf("checkpoint %d/%d part %d: %w", epoch, n, part, errors.Join(errs...))
 }
 
-// loadCheckpoint reads the newest checkpoint that the root names; without one the maps start empty.
-func (p *Pool) loadCheckpoint(ctx context.Context, v root.Value) error {
-	if len(v.Checkpoints) == 0 {
-		return nil
+// confirmStored forgets those runs that the newest published checkpoint does not name: only what it and
+// the one before name is kept on the targets.
+func (p *Pool) confirmStored(ctx context.Context) {
+	stored := map[uint64]runRef{}
+	if v := p.value(); len(v.Checkpoints) > 0 {
+		s, err := p.readManifest(ctx, v.Checkpoints[0])
+		if err != nil {
+			p.o.Log.Warn("published checkpoint not read, the next one stores all maps again", "pool", p.o.Name, "err", err)
+			s = &snapshot{}
+		}
+		for _, d := range s.Disks {
+			for _, r := range d.Runs {
+				if p.pub.ckpt.runs[r.ID] == r { // a number alone may have been used by a run that a crash took
+					stored[r.ID] = r
+				}
+			}
+		}
 	}
-	ref := v.Checkpoints[0]
+	p.setStored(stored)
+	p.pub.ckpt.old = false
+}
+
+// readManifest reads a checkpoint's manifest with its tables.
+func (p *Pool) readManifest(ctx context.Context, ref root.CheckpointRef) (*snapshot, error) {
 	manifest, err := p.getPart(ctx, ref.Epoch, ref.N, 0)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if block.CRC(manifest) != ref.CRC {
-		return fmt.Errorf("checkpoint %d/%d is not the one the root names: %w", ref.Epoch, ref.N, segment.ErrDamaged)
+		return nil, fmt.Errorf("checkpoint %d/%d is not the one the root names: %w", ref.Epoch, ref.N, segment.ErrDamaged)
 	}
 	s, err := decodeSnapshot(manifest)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, t := range s.Tables {
 		body, err := p.getPart(ctx, ref.Epoch, ref.N, t.Part)
@@ -270,17 +298,32 @@ func (p *Pool) loadCheckpoint(ctx context.Context, v root.Value) error {
 			err = s.join(t, body)
 		}
 		if err != nil {
-			return fmt.Errorf("checkpoint %d/%d: table in part %d: %w", ref.Epoch, ref.N, t.Part, err)
+			return nil, fmt.Errorf("checkpoint %d/%d: table in part %d: %w", ref.Epoch, ref.N, t.Part, err)
 		}
+	}
+	return s, nil
+}
+
+// loadCheckpoint reads the newest checkpoint that the root names; without one the maps start empty.
+func (p *Pool) loadCheckpoint(ctx context.Context, v root.Value) error {
+	if len(v.Checkpoints) == 0 {
+		return nil
+	}
+	s, err := p.readManifest(ctx, v.Checkpoints[0])
+	if err != nil {
+		return err
 	}
 	runs, err := p.fetchRuns(ctx, s)
 	if err != nil {
 		return err
 	}
-	return p.loadTrees(s, func(r runRef) (*densetree.Run, error) {
-		p.pub.ckpt.runs[r.ID] = r
+	stored := map[uint64]runRef{}
+	err = p.loadTrees(s, func(r runRef) (*densetree.Run, error) {
+		stored[r.ID] = r
 		return runs[r.ID], nil
 	})
+	p.setStored(stored)
+	return err
 }
 
 // partID names a part of a published checkpoint.
@@ -294,7 +337,6 @@ const partsAtOnce = 4
 
 // fetchRuns reads all runs that a snapshot names from the targets, those of lower levels into files.
 func (p *Pool) fetchRuns(ctx context.Context, s *snapshot) (map[uint64]*densetree.Run, error) {
-	p.pub.ckpt.runs = map[uint64]runRef{}
 	parts := map[partID][]runRef{}
 	for _, d := range s.Disks {
 		for _, r := range d.Runs {
@@ -313,7 +355,10 @@ func (p *Pool) fetchRuns(ctx context.Context, s *snapshot) (map[uint64]*densetre
 				return err
 			}
 			for _, ref := range refs {
-				r, err := p.adoptRun(ref, body)
+				r, err := ref.decode(body)
+				if err == nil {
+					r, err = p.runs.Adopt(r)
+				}
 				if err != nil {
 					return err
 				}
@@ -335,8 +380,8 @@ func (p *Pool) fetchRuns(ctx context.Context, s *snapshot) (map[uint64]*densetre
 	return runs, nil
 }
 
-// adoptRun takes one run out of a part.
-func (p *Pool) adoptRun(ref runRef, body []byte) (*densetree.Run, error) {
+// decode takes one run out of the body of its part.
+func (ref runRef) decode(body []byte) (*densetree.Run, error) {
 	if ref.Off < 0 || ref.Len < 0 || ref.Off > int64(len(body))-ref.Len {
 		return nil, fmt.Errorf("run %d outside its part: %w", ref.ID, segment.ErrDamaged)
 	}
@@ -347,7 +392,56 @@ func (p *Pool) adoptRun(ref runRef, body []byte) (*densetree.Run, error) {
 	if r.ID != ref.ID {
 		return nil, fmt.Errorf("run %d where %d should be: %w", r.ID, ref.ID, segment.ErrDamaged)
 	}
-	return p.runs.Adopt(r)
+	return r, nil
+}
+
+// stored is where the newest published checkpoint has a run.
+func (p *Pool) stored(id uint64) (runRef, bool) {
+	runs := p.storedRuns.Load()
+	if runs == nil {
+		return runRef{}, false
+	}
+	ref, ok := (*runs)[id]
+	return ref, ok
+}
+
+// setStored makes runs, which is not changed any more, what the newest published checkpoint holds.
+func (p *Pool) setStored(runs map[uint64]runRef) {
+	p.pub.ckpt.runs = runs
+	p.storedRuns.Store(&runs)
+}
+
+// mendMap fetches a run whose file is damaged from the published checkpoint, if that holds it.
+func (p *Pool) mendMap(ctx context.Context, pe *densetree.PageError) error {
+	ref, ok := p.stored(pe.ID)
+	if !ok {
+		p.o.Log.Error("map is damaged and not published yet", "pool", p.o.Name, "err", pe)
+		return pe
+	}
+	body, err := p.getPart(ctx, ref.Epoch, ref.N, ref.Part)
+	var r *densetree.Run
+	if err == nil {
+		r, err = ref.decode(body)
+	}
+	if err == nil {
+		err = pe.Mend(r)
+	}
+	if err != nil {
+		p.o.Log.Error("map is damaged and not to be had from the targets", "pool", p.o.Name, "err", errors.Join(pe, err))
+		return err
+	}
+	p.o.Log.Warn("map was damaged, the published checkpoint has it", "pool", p.o.Name, "err", pe)
+	return nil
+}
+
+// mergeFailed mends what it can; the merge is tried again later.
+func (p *Pool) mergeFailed(err error) {
+	p.o.Log.Warn("maps not merged, trying again later", "pool", p.o.Name, "err", err)
+	if pe := new(densetree.PageError); errors.As(err, &pe) {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		_ = p.mendMap(ctx, pe) // which says so
+	}
 }
 
 // sort gives the snapshot one order, whatever order the maps gave.

@@ -78,7 +78,7 @@ func (p *Pool) addDisk(id block.DiskID, meta segment.DiskMeta) {
 		return
 	}
 	p.disks[meta.Name] = vdisk.New(vdisk.Options{
-		ID: id, Name: meta.Name, Size: int64(meta.SizeBytes), Log: p.log, Tree: t, Extents: p, Gate: p.gate,
+		ID: id, Name: meta.Name, Size: int64(meta.SizeBytes), Log: p.log, Tree: t, Extents: p, Gate: p.gate, MendMap: p.mendMap,
 	})
 }
 
@@ -86,7 +86,7 @@ func (p *Pool) treeOptions() densetree.Options {
 	return densetree.Options{
 		Store: p.runs, Level0Max: p.o.mapLevel0, RunMax: p.o.mapRun,
 		NextRunID: func() uint64 { return p.runID.Add(1) }, Guard: p.maps.RLocker(), Hold: &p.replaying,
-		MergeFailed: func(err error) { p.o.Log.Warn("maps not merged, trying again later", "pool", p.o.Name, "err", err) },
+		MergeFailed: p.mergeFailed,
 	}
 }
 

@@ -195,7 +195,8 @@ type Pool struct {
 	// maps is held for reading while a map changes and what it lost is counted: see mapsNow.
 	maps sync.RWMutex
 	// replaying is set while the metadata log is read: maps then take what comes and merge later.
-	replaying atomic.Bool
+	replaying  atomic.Bool
+	storedRuns atomic.Pointer[map[uint64]runRef] // the publisher's ckpt.runs, for readers
 
 	mu       sync.Mutex
 	disks    map[string]*vdisk.Disk // live, by name

@@ -229,12 +229,12 @@ func (p *Pool) loadState(b []byte) error {
 	}
 	p.val = *s.Root
 	p.raiseEpoch(s.Epoch)
-	p.pub.ckpt.runs = map[uint64]runRef{}
+	stored := map[uint64]runRef{}
 	err = p.loadTrees(s, func(ref runRef) (*densetree.Run, error) {
 		if ref.File != 0 {
 			r, err := p.runs.Open(ref.File, ref.ID)
 			if ref.File = 0; err == nil && ref.Epoch != 0 {
-				p.pub.ckpt.runs[ref.ID] = ref
+				stored[ref.ID] = ref
 			}
 			return r, err
 		}
@@ -243,6 +243,8 @@ func (p *Pool) loadState(b []byte) error {
 		}
 		return densetree.DecodeRun(runs[ref.Off : ref.Off+ref.Len])
 	})
+	p.setStored(stored)
+	p.pub.ckpt.old = true
 	if err != nil {
 		return err
 	}

@@ -21,6 +21,9 @@ func (d *Disk) TryRead(p []byte, off int64) (bool, error) {
 	err := aligned(p, off, func(lba block.LBA, q []byte) error {
 		missing, err := d.readLocal(lba, q, nil)
 		ok = len(missing) == 0
+		if d.mendable(err) != nil { // Read will try
+			ok, err = false, nil
+		}
 		return err
 	})
 	return ok && err == nil, err
@@ -33,6 +36,12 @@ func (d *Disk) Read(ctx context.Context, p []byte, off int64) error {
 	}
 	return aligned(p, off, func(lba block.LBA, q []byte) error {
 		missing, err := d.readLocal(lba, q, nil)
+		for pe := d.mendable(err); pe != nil; pe = d.mendable(err) { // each time another run
+			if d.o.MendMap(ctx, pe) != nil {
+				break
+			}
+			missing, err = d.readLocal(lba, q, nil)
+		}
 		if err != nil || len(missing) == 0 {
 			return err
 		}
@@ -41,6 +50,14 @@ func (d *Disk) Read(ctx context.Context, p []byte, off int64) error {
 		}
 		return nil
 	})
+}
+
+// mendable is the page of the map that err is about, if it may be had again.
+func (d *Disk) mendable(err error) *densetree.PageError {
+	if pe := new(densetree.PageError); d.o.MendMap != nil && errors.As(err, &pe) {
+		return pe
+	}
+	return nil
 }
 
 // aligned calls read with whole blocks that cover p at off, through a buffer if p is not aligned.

@@ -28,11 +28,12 @@ type Run struct {
 	Last   block.LBA // last block covered
 
 	count  int
-	firsts []block.LBA  // per page
-	mem    []byte       // the pages, if they are in memory
-	store  *Store       // else where they are
-	file   uint64       // number of the file there
-	refs   atomic.Int64 // rows that hold the run
+	firsts []block.LBA         // per page
+	mem    []byte              // the pages, if they are in memory
+	store  *Store              // else where they are
+	file   uint64              // number of the file there
+	refs   atomic.Int64        // rows that hold the run
+	mended atomic.Pointer[Run] // the same in memory, once the file proved damaged
 }
 
 // Len is the number of entries.
@@ -56,10 +57,49 @@ func (r *Run) Each(fn func(Entry) bool) error {
 
 // page is one checked page.
 func (r *Run) page(no int) (page, error) {
-	if r.mem != nil {
-		return r.mem[no*pageBytes:][:pageBytes], nil
+	if p := r.inMemory(no); p != nil {
+		return p, nil
 	}
 	return r.store.page(r, no)
+}
+
+// inMemory is a page of a run that is in memory, else nil.
+func (r *Run) inMemory(no int) page {
+	if m := r.mended.Load(); m != nil {
+		r = m
+	}
+	if r.mem == nil {
+		return nil
+	}
+	return r.mem[no*pageBytes:][:pageBytes]
+}
+
+// PageError is a page that cannot be read. It matches what was wrong with it.
+type PageError struct {
+	ID   uint64 // of the run
+	Page int
+	File string
+	Err  error
+	run  *Run
+}
+
+// Error implements error.
+func (e *PageError) Error() string {
+	return fmt.Sprintf("densetree: run %d: page %d of %s: %v", e.ID, e.Page, e.File, e.Err)
+}
+
+// Unwrap is what was wrong.
+func (e *PageError) Unwrap() error { return e.Err }
+
+// Mend has the run be read from memory, from a copy of it that was found elsewhere, for as long as it
+// lives. It refuses another run.
+func (e *PageError) Mend(from *Run) error {
+	r := e.run
+	if from.mem == nil || from.ID != r.ID || from.count != r.count || from.First != r.First || from.Last != r.Last || !slices.Equal(from.firsts, r.firsts) {
+		return fmt.Errorf("densetree: mend run %d: %w: the copy is another run, %d", r.ID, ErrCorrupt, from.ID)
+	}
+	r.mended.Store(from)
+	return nil
 }
 
 // pageOf is the number of the page in which an entry that covers lba would be.

@@ -216,7 +216,7 @@ func (r *Run) pageError(no int, err error) error {
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, io.EOF) {
 		err = fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
-	return fmt.Errorf("densetree: run %d: page %d of %s: %w", r.ID, no, r.store.path(r.file), err)
+	return &PageError{ID: r.ID, Page: no, File: r.store.path(r.file), Err: err, run: r}
 }
 
 // Keep says which files the newest local checkpoint names: those stay, also when no tree needs them any
@@ -309,8 +309,8 @@ func (in *rowReader) next() (p packed, ok bool, err error) {
 }
 
 func (in *rowReader) page(r *Run, no int) (page, error) {
-	if r.mem != nil {
-		return r.page(no)
+	if p := r.inMemory(no); p != nil {
+		return p, nil
 	}
 	if in.of != r {
 		in.close()
