@@ -3,6 +3,7 @@ package densetree
 import (
 	"math/rand/v2"
 	"slices"
+	"sync/atomic"
 	"testing"
 
 	"graindisk/block"
@@ -48,6 +49,32 @@ func BenchmarkLookupGrain(b *testing.B) {
 			}
 		})
 	}
+}
+
+// BenchmarkReplay reports the time per entry of what recovery puts: publications in order, over others.
+func BenchmarkReplay(b *testing.B) {
+	var hold atomic.Bool
+	hold.Store(true)
+	const n = 1 << 20
+	r := rand.New(rand.NewPCG(1, 2))
+	var batches [][]Entry
+	for range 16 {
+		var es []Entry
+		for range block.ExtentsMax {
+			es = append(es, grains(r.IntN(n), 1, 1, block.ExtentID(r.Uint64()>>8))...)
+		}
+		batches = append(batches, distinct(es))
+	}
+	var tree *Tree
+	entries := 0
+	for i := 0; b.Loop(); i++ {
+		if i%len(batches) == 0 {
+			tree = New(Options{Hold: &hold})
+		}
+		tree.Put(batches[i%len(batches)])
+		entries += len(batches[i%len(batches)])
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(entries), "ns/entry")
 }
 
 // BenchmarkPut reports the time per entry of puts as publication makes them: one in order over the

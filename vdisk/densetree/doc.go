@@ -1,12 +1,12 @@
 // Package densetree is the logical map of one disk version: LBA range to stored extent, hole or
 // base. Level 0 is in memory; each level below is a row of immutable sorted runs in files of the tier
-// and may hold 8 times as many entries as the one above. Where levels overlap, the upper one wins.
+// and may hold 4 times as many entries as the one above. Where levels overlap, the upper one wins.
 //
 //	level 0   chunks     ▪▪  ▪      ▪▪▪        in memory, newest; at most Level0Max entries and an
 //	                                           eighth of what lies below
 //	frozen    runs       ▪▪▪ ▪▪▪▪  ▪▪▪ ▪▪      in memory: the level 0 before, while it is being merged
-//	level 1   runs      ▬▬▬▬▬ ▬▬▬▬    ▬▬▬▬▬    in files, ≤ Level0Max · 8
-//	level 2   runs    ▬▬▬▬▬▬▬▬▬▬▬▬▬▬▬▬▬▬▬▬▬▬   in files, ≤ Level0Max · 64
+//	level 1   runs      ▬▬▬▬▬ ▬▬▬▬    ▬▬▬▬▬    in files, ≤ Level0Max · 4
+//	level 2   runs    ▬▬▬▬▬▬▬▬▬▬▬▬▬▬▬▬▬▬▬▬▬▬   in files, ≤ Level0Max · 16
 //
 // A full level 0 is frozen, a new one takes over, and a goroutine merges the frozen one into level 1,
 // then, where a level has become too large, one run of it into the next, the runs taking turns. A

@@ -107,20 +107,3 @@ func (l level0) overlapping(lba, end block.LBA, hits []packed) []packed {
 	}
 	return hits
 }
-
-// walk is the entries of a level 0 as a source.
-type walk struct {
-	chunks [][]packed
-	i      int // in chunks[0]
-}
-
-func (w *walk) next() (p packed, ok bool, err error) {
-	if len(w.chunks) == 0 {
-		return p, false, nil
-	}
-	p = w.chunks[0][w.i]
-	if w.i++; w.i == len(w.chunks[0]) {
-		w.chunks, w.i = w.chunks[1:], 0
-	}
-	return p, true, nil
-}

@@ -1,6 +1,7 @@
 package densetree
 
 import (
+	"fmt"
 	"sync"
 	"sync/atomic"
 
@@ -18,11 +19,11 @@ type Snapshot struct {
 
 // Snapshot is the tree of this moment; it costs the same however large the tree is, and waits for
 // nothing. The caller must Release it. What the snapshot still maps may be reported lost by the tree
-// meanwhile. Of a closed tree it is empty.
+// meanwhile. It panics if the tree is closed: a checkpoint of nothing would be taken for the map.
 func (t *Tree) Snapshot() *Snapshot {
 	l0, w, err := t.content()
 	if err != nil {
-		w = newRows(nil, nil)
+		panic(fmt.Errorf("densetree: snapshot: %w", err))
 	}
 	s := &Snapshot{level0: l0, rows: w}
 	s.top = sync.OnceValue(func() []*Run { return t.memoryRuns(l0, false) })

@@ -15,7 +15,7 @@ var ErrClosed = errors.New("map is closed")
 
 // Options of a tree; a zero field means its default.
 type Options struct {
-	Level0Max int // entries of level 0 before it is frozen and merged down; default 64 Ki
+	Level0Max int // entries of level 0 before it is frozen and merged down; default 128 Ki
 	RunMax    int // entries of one run, in [2, 65536]; default 64 Ki
 
 	// Store keeps the runs of the levels below; without one they stay in memory.
@@ -49,12 +49,12 @@ type Options struct {
 }
 
 const (
-	level0Default = 64 << 10
+	level0Default = 128 << 10
 	level0Min     = 8 << 10 // of a small tree; 220 KB
 	runMax        = 64 << 10
 	putMin        = 64 // entries that are put together, though level 0 should hold fewer
 	levelsMax     = 8  // below level 0
-	fanout        = 8  // size of a level in units of the one above
+	fanout        = 4  // size of a level in units of the one above
 )
 
 func (o Options) withDefaults() Options {
