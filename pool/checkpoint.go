@@ -3,11 +3,15 @@ package pool
 import (
 	"context"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sort"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"graindisk/backend"
 	"graindisk/block"
@@ -27,12 +31,13 @@ import (
 //	+-------+-----+-----+----------+-------+---+------+------+-----+------+
 //
 // crc is CRC32C over the header without it and the body. The manifest's body is a snapshot in JSON;
-// the body of another part is encoded runs back to back.
+// the body of another part is encoded runs back to back, or, if the manifest would be long, one of its
+// tables: rows of its disks and segments, in JSON.
 const (
 	partMagic     = "GDCK"
 	partVersion   = 1
 	partHeaderLen = 40
-	partBytesMax  = 1 << 30 // what a reader accepts: a manifest of 7 million segments
+	partBytesMax  = 1 << 30 // what a reader accepts; the first release wrote any manifest as one part
 	partBytesFull = 8 << 20 // where a writer starts the next part
 )
 
@@ -79,22 +84,33 @@ func partKey(epoch, n uint64, part, copyNo int) string {
 type checkpointer struct {
 	n    uint64            // checkpoints written under this epoch
 	runs map[uint64]runRef // by run number
+	// old says that runs are what a local checkpoint knew: the parts may be gone with a checkpoint that
+	// named them.
+	old bool
+	due bool // the next cut begins with a local checkpoint
 }
 
 // localCheckpoint freezes the log, writes the local checkpoint as of the freeze and returns the
 // frozen generation, which stays unpublished.
 func (p *Pool) localCheckpoint(ctx context.Context) (*writeback.Frozen, error) {
+	p.localMu.Lock()
+	defer p.localMu.Unlock()
 	p.mapsMu.Lock()
 	defer p.mapsMu.Unlock()
 	c, err := p.log.FreezeAndRotate(ctx)
 	if err != nil {
 		return nil, err
 	}
-	state, err := p.encodeState()
+	maps := p.mapsNow()
+	defer release(maps)
+	state, err := p.encodeState(maps)
 	if err != nil {
 		return nil, err
 	}
-	if err := p.log.WriteCheckpoint(c, state); err != nil {
+	err = p.log.WriteCheckpoint(c, state)
+	p.keepRuns(maps, err)
+	p.pub.ckpt.due = p.pub.ckpt.due && err != nil
+	if err != nil {
 		if p.log.Failed() != nil {
 			return nil, err
 		}
@@ -113,6 +129,9 @@ func (p *Pool) checkpointIfDue(ctx context.Context) error {
 
 // publishCheckpoint stores the maps as of the newest cut and commits the root that names them.
 func (p *Pool) publishCheckpoint(ctx context.Context) error {
+	if p.pub.ckpt.old {
+		p.confirmStored(ctx)
+	}
 	epoch, n := p.epoch.Load(), p.pub.ckpt.n+1
 	next := map[uint64]runRef{}
 	part, body := 1, []byte(nil)
@@ -124,10 +143,15 @@ func (p *Pool) publishCheckpoint(ctx context.Context) error {
 		part, body = part+1, nil
 		return err
 	}
-	s, err := p.snapshotNow(func(r *densetree.Run) (runRef, error) {
+	maps := p.mapsNow()
+	defer release(maps)
+	s, err := p.snapshotNow(maps, func(r *densetree.Run) (runRef, error) {
 		ref, ok := p.pub.ckpt.runs[r.ID]
 		if !ok {
-			b := r.Encode()
+			b, err := r.Encode()
+			if err != nil {
+				return ref, err
+			}
 			if len(body)+len(b) > partBytesFull {
 				if err := flush(); err != nil {
 					return ref, err
@@ -145,12 +169,14 @@ func (p *Pool) publishCheckpoint(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	manifest, err := json.Marshal(s)
+	manifest, tables, err := s.split(part, p.o.tableRows)
 	if err != nil {
 		return err
 	}
-	if len(manifest) > partBytesMax {
-		return fmt.Errorf("checkpoint manifest of %d bytes: readers accept %d", len(manifest), partBytesMax)
+	for i, t := range tables {
+		if _, err := p.putPart(ctx, epoch, n, part+i, t); err != nil {
+			return err
+		}
 	}
 	targets, err := p.putPart(ctx, epoch, n, 0, manifest)
 	if err != nil {
@@ -167,7 +193,8 @@ func (p *Pool) publishCheckpoint(ctx context.Context) error {
 	if err := p.commit(ctx, v); err != nil {
 		return err
 	}
-	p.pub.ckpt.n, p.pub.ckpt.runs = n, next
+	p.pub.ckpt.n = n
+	p.setStored(next)
 	p.o.Log.Info("checkpoint published", "pool", p.o.Name, "cut", s.Cut, "n", n)
 	return nil
 }
@@ -230,45 +257,191 @@ func (p *Pool) getPart(ctx context.Context, epoch, n uint64, part int) ([]byte, 
 	return nil, fmt.Errorf("checkpoint %d/%d part %d: %w", epoch, n, part, errors.Join(errs...))
 }
 
+// confirmStored forgets those runs that the newest published checkpoint does not name: only what it and
+// the one before name is kept on the targets.
+func (p *Pool) confirmStored(ctx context.Context) {
+	stored := map[uint64]runRef{}
+	if v := p.value(); len(v.Checkpoints) > 0 {
+		s, err := p.readManifest(ctx, v.Checkpoints[0])
+		if err != nil {
+			p.o.Log.Warn("published checkpoint not read, the next one stores all maps again", "pool", p.o.Name, "err", err)
+			s = &snapshot{}
+		}
+		for _, d := range s.Disks {
+			for _, r := range d.Runs {
+				if p.pub.ckpt.runs[r.ID] == r { // a number alone may have been used by a run that a crash took
+					stored[r.ID] = r
+				}
+			}
+		}
+	}
+	p.setStored(stored)
+	p.pub.ckpt.old = false
+}
+
+// readManifest reads a checkpoint's manifest with its tables.
+func (p *Pool) readManifest(ctx context.Context, ref root.CheckpointRef) (*snapshot, error) {
+	manifest, err := p.getPart(ctx, ref.Epoch, ref.N, 0)
+	if err != nil {
+		return nil, err
+	}
+	if block.CRC(manifest) != ref.CRC {
+		return nil, fmt.Errorf("checkpoint %d/%d is not the one the root names: %w", ref.Epoch, ref.N, segment.ErrDamaged)
+	}
+	s, err := decodeSnapshot(manifest)
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range s.Tables {
+		body, err := p.getPart(ctx, ref.Epoch, ref.N, t.Part)
+		if err == nil {
+			err = s.join(t, body)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("checkpoint %d/%d: table in part %d: %w", ref.Epoch, ref.N, t.Part, err)
+		}
+	}
+	return s, nil
+}
+
 // loadCheckpoint reads the newest checkpoint that the root names; without one the maps start empty.
 func (p *Pool) loadCheckpoint(ctx context.Context, v root.Value) error {
 	if len(v.Checkpoints) == 0 {
 		return nil
 	}
-	ref := v.Checkpoints[0]
-	manifest, err := p.getPart(ctx, ref.Epoch, ref.N, 0)
+	s, err := p.readManifest(ctx, v.Checkpoints[0])
 	if err != nil {
 		return err
 	}
-	if block.CRC(manifest) != ref.CRC {
-		return fmt.Errorf("checkpoint %d/%d is not the one the root names: %w", ref.Epoch, ref.N, segment.ErrDamaged)
-	}
-	s, err := decodeSnapshot(manifest)
+	runs, err := p.fetchRuns(ctx, s)
 	if err != nil {
 		return err
 	}
-	p.pub.ckpt.runs = map[uint64]runRef{}
-	type partID struct {
-		epoch, n uint64
-		part     int
-	}
-	parts := map[partID][]byte{}
-	return p.loadTrees(s, func(r runRef) (*densetree.Run, error) {
-		id := partID{r.Epoch, r.N, r.Part}
-		if parts[id] == nil {
-			b, err := p.getPart(ctx, r.Epoch, r.N, r.Part)
-			if err != nil {
-				return nil, err
-			}
-			parts[id] = b
-		}
-		b := parts[id]
-		if r.Off < 0 || r.Len < 0 || r.Off > int64(len(b))-r.Len {
-			return nil, fmt.Errorf("run %d outside its part: %w", r.ID, segment.ErrDamaged)
-		}
-		p.pub.ckpt.runs[r.ID] = r
-		return densetree.DecodeRun(b[r.Off : r.Off+r.Len])
+	stored := map[uint64]runRef{}
+	err = p.loadTrees(s, func(r runRef) (*densetree.Run, error) {
+		stored[r.ID] = r
+		return runs[r.ID], nil
 	})
+	p.setStored(stored)
+	return err
+}
+
+// partID names a part of a published checkpoint.
+type partID struct {
+	epoch, n uint64
+	part     int
+}
+
+// partsAtOnce is how many parts are fetched side by side; each takes some 16 MB meanwhile.
+const partsAtOnce = 4
+
+// fetchRuns reads all runs that a snapshot names from the targets, those of lower levels into files.
+func (p *Pool) fetchRuns(ctx context.Context, s *snapshot) (map[uint64]*densetree.Run, error) {
+	parts := map[partID][]runRef{}
+	for _, d := range s.Disks {
+		for _, r := range d.Runs {
+			id := partID{r.Epoch, r.N, r.Part}
+			parts[id] = append(parts[id], r)
+		}
+	}
+	var mu sync.Mutex
+	runs := map[uint64]*densetree.Run{}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(partsAtOnce)
+	for id, refs := range parts {
+		g.Go(func() error {
+			body, err := p.getPart(ctx, id.epoch, id.n, id.part)
+			if err != nil {
+				return err
+			}
+			for _, ref := range refs {
+				r, err := ref.decode(body)
+				if err == nil {
+					r, err = p.runs.Adopt(r)
+				}
+				if err != nil {
+					return err
+				}
+				mu.Lock()
+				runs[ref.ID] = r
+				mu.Unlock()
+			}
+			return nil
+		})
+	}
+	err := g.Wait()
+	if err == nil {
+		err = p.runs.Sync()
+	}
+	if err != nil {
+		p.runs.Discard(slices.Collect(maps.Values(runs)))
+		return nil, err
+	}
+	return runs, nil
+}
+
+// decode takes one run out of the body of its part.
+func (ref runRef) decode(body []byte) (*densetree.Run, error) {
+	if ref.Off < 0 || ref.Len < 0 || ref.Off > int64(len(body))-ref.Len {
+		return nil, fmt.Errorf("run %d outside its part: %w", ref.ID, segment.ErrDamaged)
+	}
+	r, err := densetree.DecodeRun(body[ref.Off : ref.Off+ref.Len])
+	if err != nil {
+		return nil, err
+	}
+	if r.ID != ref.ID {
+		return nil, fmt.Errorf("run %d where %d should be: %w", r.ID, ref.ID, segment.ErrDamaged)
+	}
+	return r, nil
+}
+
+// stored is where the newest published checkpoint has a run.
+func (p *Pool) stored(id uint64) (runRef, bool) {
+	runs := p.storedRuns.Load()
+	if runs == nil {
+		return runRef{}, false
+	}
+	ref, ok := (*runs)[id]
+	return ref, ok
+}
+
+// setStored makes runs, which is not changed any more, what the newest published checkpoint holds.
+func (p *Pool) setStored(runs map[uint64]runRef) {
+	p.pub.ckpt.runs = runs
+	p.storedRuns.Store(&runs)
+}
+
+// mendMap fetches a run whose file is damaged from the published checkpoint, if that holds it.
+func (p *Pool) mendMap(ctx context.Context, pe *densetree.PageError) error {
+	ref, ok := p.stored(pe.ID)
+	if !ok {
+		p.o.Log.Error("map is damaged and not published yet", "pool", p.o.Name, "err", pe)
+		return pe
+	}
+	body, err := p.getPart(ctx, ref.Epoch, ref.N, ref.Part)
+	var r *densetree.Run
+	if err == nil {
+		r, err = ref.decode(body)
+	}
+	if err == nil {
+		err = pe.Mend(r)
+	}
+	if err != nil {
+		p.o.Log.Error("map is damaged and not to be had from the targets", "pool", p.o.Name, "err", errors.Join(pe, err))
+		return err
+	}
+	p.o.Log.Warn("map was damaged, the published checkpoint has it", "pool", p.o.Name, "err", pe)
+	return nil
+}
+
+// mergeFailed mends what it can; the merge is tried again later.
+func (p *Pool) mergeFailed(err error) {
+	p.o.Log.Warn("maps not merged, trying again later", "pool", p.o.Name, "err", err)
+	if pe := new(densetree.PageError); errors.As(err, &pe) {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		_ = p.mendMap(ctx, pe) // which says so
+	}
 }
 
 // sort gives the snapshot one order, whatever order the maps gave.

@@ -76,6 +76,7 @@ func TestCrash(t *testing.T) {
 		{"power cuts", stats.crashes[lostPower].Load(), crashHistories},
 		{"lost hosts", stats.crashes[lostHost].Load(), crashHistories / 2},
 		{"clean closes", stats.crashes[lostNothing].Load(), crashHistories / 2},
+		{"map runs opened", stats.mapRuns.Load(), crashHistories * crashCycles},
 		{"crashes inside recovery", stats.inRecovery.Load(), crashHistories / 2},
 		{"cuts at a request to a target", stats.atStore.Load(), crashHistories},
 		{"recoveries done twice", stats.twice.Load(), crashHistories / 2},

@@ -83,14 +83,15 @@ type crashStats struct {
 	histories, opens, checks, twice            atomic.Int64
 	crashes                                    [lostHost + 1]atomic.Int64
 	inRecovery, atStore, published, ops, exact atomic.Int64
+	mapRuns                                    atomic.Int64 // runs in files that opens found
 }
 
 func (s *crashStats) String() string {
 	return fmt.Sprintf("%d histories, %d opens, %d process crashes, %d power cuts, %d lost hosts, %d clean closes; "+
-		"%d cut at a request to a target, %d inside recovery; %d states checked, %d of them as exact cuts, %d recovered twice; %d operations, %d publications",
+		"%d cut at a request to a target, %d inside recovery; %d states checked, %d of them as exact cuts, %d recovered twice; %d operations, %d publications; %d map runs opened",
 		s.histories.Load(), s.opens.Load(), s.crashes[lostProcess].Load(), s.crashes[lostPower].Load(), s.crashes[lostHost].Load(),
 		s.crashes[lostNothing].Load(), s.atStore.Load(), s.inRecovery.Load(), s.checks.Load(), s.exact.Load(), s.twice.Load(),
-		s.ops.Load(), s.published.Load())
+		s.ops.Load(), s.published.Load(), s.mapRuns.Load())
 }
 
 // life is one process as its targets see it: when it dies, and when a target goes away.
@@ -207,7 +208,7 @@ func (w *world) options(fs *crashtest.FS, l *life) Options {
 		SegmentBytes: crashSegmentBytes, MaxDirtyAge: time.Hour, Host: "host", Log: slog.New(slog.NewTextHandler(w.trace, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	if w.tight {
-		o.CheckpointCuts, o.CheckpointBytes = 6, 64<<10
+		o.CheckpointCuts, o.CheckpointBytes, o.mapLevel0, o.mapRun, o.tableRows = 6, 64<<10, 8, 6, 10
 	}
 	if w.auto {
 		o.MaxDirtyAge = 20 * time.Millisecond
@@ -233,6 +234,11 @@ func (w *world) open() (bool, error) {
 		w.stale = append(w.stale, w.life)
 		if err == nil {
 			w.p = p
+			for _, d := range w.disks {
+				if tree := p.tree(d.id); tree != nil {
+					w.stats.mapRuns.Add(int64(tree.Stats().Runs))
+				}
+			}
 			w.note("open: cut %d, epoch %d", p.pubCut(), p.epoch.Load())
 			return true, nil
 		}

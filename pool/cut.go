@@ -151,7 +151,7 @@ func (p *Pool) enterCut(f *writeback.Frozen, rec *segment.CutRecord, stored []*s
 // freeze fixes the next cut and makes the log stable through it. When the metadata log has grown
 // long the freeze is also the point of a local checkpoint.
 func (p *Pool) freeze(ctx context.Context) (*writeback.Frozen, error) {
-	if p.log.MetaBytes() < p.o.CheckpointBytes {
+	if p.log.MetaBytes() < p.o.CheckpointBytes && !p.pub.ckpt.due {
 		f := p.log.Freeze()
 		return f, p.log.Sync(ctx)
 	}

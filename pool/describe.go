@@ -22,24 +22,38 @@ func Describe(w io.Writer, part []byte) error {
 		return err
 	}
 	fmt.Fprintf(w, "checkpoint   %d of epoch %d, part %d, %d bytes\n", n, epoch, no, len(body))
-	if no > 0 {
+	if no > 0 && (len(body) == 0 || body[0] != '{') {
 		return describeRuns(w, body)
+	}
+	if no > 0 {
+		t, err := decodeTable(body)
+		if err == nil {
+			describeTable(w, t.Disks, t.Segments)
+		}
+		return err
 	}
 	s, err := decodeSnapshot(body)
 	if err != nil {
 		return err
 	}
 	fmt.Fprintf(w, "holds        cut %d, horizon %d, record crc %08x, next disk %d\n", s.Cut, s.Horizon, s.CutCRC, s.NextDisk)
-	for _, d := range s.Disks {
+	for _, t := range s.Tables {
+		fmt.Fprintf(w, "table        in part %d, %d bytes, crc %08x\n", t.Part, t.Bytes, t.CRC)
+	}
+	describeTable(w, s.Disks, s.Segments)
+	return nil
+}
+
+func describeTable(w io.Writer, disks []diskState, segments []segment.Info) {
+	for _, d := range disks {
 		fmt.Fprintf(w, "disk         %d %q, %d bytes, %d runs\n", d.Disk, d.Meta.Name, d.Meta.SizeBytes, len(d.Runs))
 		for _, r := range d.Runs {
 			fmt.Fprintf(w, "  run        %d at %d of part %d of checkpoint %d/%d, %d bytes\n", r.ID, r.Off, r.Part, r.Epoch, r.N, r.Len)
 		}
 	}
-	for _, i := range s.Segments {
+	for _, i := range segments {
 		fmt.Fprintf(w, "segment      %d-%d, %d+%d on targets %v, %d extents, %d bytes\n", i.ID, i.Epoch, i.K, i.M, i.Targets, i.Extents, i.PayloadBytes)
 	}
-	return nil
 }
 
 // describeRuns prints the runs of a body, which says nothing of their lengths: each begins with its

@@ -78,12 +78,16 @@ func (p *Pool) addDisk(id block.DiskID, meta segment.DiskMeta) {
 		return
 	}
 	p.disks[meta.Name] = vdisk.New(vdisk.Options{
-		ID: id, Name: meta.Name, Size: int64(meta.SizeBytes), Log: p.log, Tree: t, Extents: p, Gate: p.gate,
+		ID: id, Name: meta.Name, Size: int64(meta.SizeBytes), Log: p.log, Tree: t, Extents: p, Gate: p.gate, MendMap: p.mendMap,
 	})
 }
 
 func (p *Pool) treeOptions() densetree.Options {
-	return densetree.Options{NextRunID: func() uint64 { return p.runID.Add(1) }}
+	return densetree.Options{
+		Store: p.runs, Level0Max: p.o.mapLevel0, RunMax: p.o.mapRun,
+		NextRunID: func() uint64 { return p.runID.Add(1) }, Guard: p.maps.RLocker(), Hold: &p.replaying,
+		MergeFailed: p.mergeFailed,
+	}
 }
 
 // tree is the map of a disk's published blocks; nil if there is no such disk.

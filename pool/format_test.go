@@ -2,11 +2,11 @@ package pool
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"flag"
 	"os"
 	"path/filepath"
+	"reflect"
 	"testing"
 
 	"graindisk/block"
@@ -44,19 +44,37 @@ func sampleInfo(id block.SegmentID) segment.Info {
 	}
 }
 
-func sampleManifest(t testing.TB) []byte {
-	b, err := json.Marshal(snapshot{
+func sampleSnapshot() *snapshot {
+	return &snapshot{
 		Format: snapshotFormat, Epoch: 3, Cut: 17, CutCRC: 0xdeadbeef, Horizon: 1234, NextDisk: 3,
 		Disks: []diskState{
-			{Disk: 1, Meta: segment.DiskMeta{Name: "vm1", SizeBytes: 1 << 30}, Runs: []runRef{{ID: 5, Epoch: 3, N: 2, Part: 1, Len: 77}}},
+			{Disk: 1, Meta: segment.DiskMeta{Name: "vm1", SizeBytes: 1 << 30}, Runs: []runRef{
+				{ID: 5, Epoch: 3, N: 2, Part: 1, Len: 77}, {ID: 3, Epoch: 3, N: 1, Part: 1, Off: 77, Len: 8192}}},
 			{Disk: 2, Meta: segment.DiskMeta{Name: "vm2", SizeBytes: 1 << 20}},
 		},
 		Segments: []segment.Info{sampleInfo(7), sampleInfo(8)},
-	})
+	}
+}
+
+func sampleManifest(t testing.TB) []byte {
+	b, _, err := sampleSnapshot().split(2, 100)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return encodePart(3, 2, 0, b)
+}
+
+// sampleTables is a manifest and its tables, of three rows each.
+func sampleTables(t testing.TB) (parts [][]byte) {
+	m, tables, err := sampleSnapshot().split(2, 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parts = append(parts, encodePart(3, 2, 0, m))
+	for i, b := range tables {
+		parts = append(parts, encodePart(3, 2, 2+i, b))
+	}
+	return parts
 }
 
 func sampleRuns(t testing.TB) []byte {
@@ -65,10 +83,15 @@ func sampleRuns(t testing.TB) []byte {
 		{LBA: 3, Blocks: 2, Kind: densetree.Data, Extent: block.NewExtentID(7, 1), Orig: 2},
 		{LBA: 10, Blocks: 1 << 30, Kind: densetree.Hole},
 	})
-	tree.Flush()
+	snap := tree.Snapshot()
+	defer snap.Release()
 	var body []byte
-	for _, r := range tree.Runs() {
-		body = append(body, r.Encode()...)
+	for _, r := range snap.Runs() {
+		b, err := r.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		body = append(body, b...)
 	}
 	return encodePart(3, 2, 1, body)
 }
@@ -97,7 +120,18 @@ func samplePublication(t testing.TB) []byte {
 }
 
 func TestGoldenCheckpointParts(t *testing.T) {
-	for name, b := range map[string][]byte{"manifest.ckpt": sampleManifest(t), "runs.ckpt": sampleRuns(t)} {
+	v1 := func(name string) []byte {
+		b, err := os.ReadFile(filepath.Join("testdata", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	tables := sampleTables(t)
+	for name, b := range map[string][]byte{
+		"manifest.ckpt": sampleManifest(t), "runs.ckpt": sampleRuns(t), "tables.ckpt": tables[0], "table.ckpt": tables[1],
+		"manifest-v1.ckpt": v1("manifest-v1.ckpt"), "runs-v1.ckpt": v1("runs-v1.ckpt"),
+	} {
 		b = golden(t, name, b)
 		var text bytes.Buffer
 		if err := Describe(&text, b); err != nil {
@@ -122,6 +156,39 @@ func TestGoldenCheckpointParts(t *testing.T) {
 	}
 }
 
+// TestTablesHoldWhatTheManifestWould cuts snapshots into tables of every size and joins them again.
+func TestTablesHoldWhatTheManifestWould(t *testing.T) {
+	want := sampleSnapshot()
+	for max := 1; max <= want.rows()+1; max++ {
+		manifest, tables, err := sampleSnapshot().split(9, max)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := decodeSnapshot(manifest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := (want.rows() + max - 1) / max; len(tables) != n && (n > 1 || len(tables) != 0) {
+			t.Errorf("%d rows in %d tables of %d", want.rows(), len(tables), max)
+		}
+		for i, ref := range got.Tables {
+			if ref.Part != 9+i {
+				t.Errorf("table %d in part %d", i, ref.Part)
+			}
+			if err := got.join(ref, append(bytes.Clone(tables[i]), ' ')); !errors.Is(err, segment.ErrDamaged) {
+				t.Errorf("another table: %v", err)
+			}
+			if err := got.join(ref, tables[i]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got.Tables = nil
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("tables of %d rows: got %+v, want %+v", max, got, want)
+		}
+	}
+}
+
 func TestGoldenPublication(t *testing.T) {
 	b := golden(t, "publication", samplePublication(t))
 	rec, infos, idx, err := decodePublication(b)
@@ -142,7 +209,7 @@ func TestNewerOperationsAndSnapshotsAreRefused(t *testing.T) {
 	if _, err := decodeOp([]byte(`{"snapshot":{}}`)); !errors.Is(err, writeback.ErrNewer) {
 		t.Errorf("an unknown operation: %v", err)
 	}
-	if _, err := decodeSnapshot([]byte(`{"format":2}`)); !errors.Is(err, writeback.ErrNewer) {
+	if _, err := decodeSnapshot([]byte(`{"format":3}`)); !errors.Is(err, writeback.ErrNewer) {
 		t.Errorf("a newer snapshot: %v", err)
 	}
 }
@@ -160,6 +227,9 @@ func TestCutRefGoesBothWays(t *testing.T) {
 func FuzzDecodePart(f *testing.F) {
 	f.Add(sampleManifest(f))
 	f.Add(sampleRuns(f))
+	for _, p := range sampleTables(f) {
+		f.Add(p)
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		_ = Describe(&bytes.Buffer{}, b) // must not panic
 		if body, err := decodePart(b, 3, 2, 1); err == nil && !bytes.Equal(encodePart(3, 2, 1, body), b) {

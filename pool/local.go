@@ -4,6 +4,9 @@ import (
 	"context"
 	"sync"
 	"time"
+
+	"graindisk/block"
+	"graindisk/vdisk/densetree"
 )
 
 // localPoll is how often keepLocal looks at the length of the metadata log.
@@ -36,11 +39,28 @@ func (p *Pool) keepLocal(ctx context.Context) {
 
 // checkpointHere writes a local checkpoint that ends no cut.
 func (p *Pool) checkpointHere(ctx context.Context) error {
+	p.localMu.Lock()
+	defer p.localMu.Unlock()
 	p.mapsMu.Lock()
 	unlock := sync.OnceFunc(p.mapsMu.Unlock)
 	defer unlock()
-	return p.log.Checkpoint(ctx, func() ([]byte, error) {
+	var maps map[block.DiskID]*densetree.Snapshot
+	defer func() { release(maps) }()
+	err := p.log.Checkpoint(ctx, func() ([]byte, error) {
 		defer unlock()
-		return p.encodeState()
+		maps = p.mapsNow()
+		return p.encodeState(maps)
 	})
+	p.keepRuns(maps, err)
+	return err
+}
+
+// keepRuns keeps the files that the local checkpoint of these maps names, beside those of the one before
+// if the writing failed.
+func (p *Pool) keepRuns(maps map[block.DiskID]*densetree.Snapshot, err error) {
+	var named []*densetree.Run
+	for _, m := range maps {
+		named = append(named, m.Runs()...)
+	}
+	p.runs.Keep(named, err != nil)
 }

@@ -245,6 +245,12 @@ func (p *Pool) openTier() (*writeback.Recovered, error) {
 	if err := p.openSpace(); err != nil {
 		return nil, err
 	}
+	var err error
+	if p.runs, err = densetree.OpenStore(densetree.StoreOptions{
+		FS: p.o.FS, Dir: p.o.TierDir, Cache: densetree.NewPageCache(p.o.MapBytes),
+	}); err != nil {
+		return nil, err
+	}
 	log, rec, err := writeback.Open(p.logOptions())
 	if err != nil {
 		return nil, err
@@ -282,6 +288,7 @@ func (p *Pool) openSpace() error {
 // closeTier closes what openTier opened, as far as it came.
 func (p *Pool) closeTier() error {
 	var errs []error
+	p.closeMaps()
 	if p.cache != nil {
 		p.cache.Close()
 	}
@@ -327,6 +334,7 @@ func (p *Pool) openFresh(ctx context.Context, view *root.Copy) error {
 	if err := p.log.DropThrough(p.pub.horizon); err != nil {
 		return err
 	}
+	p.runs.RemoveOrphans()
 	return p.settle(ctx)
 }
 

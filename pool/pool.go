@@ -98,6 +98,8 @@ type Options struct {
 	IndexBytes int64
 	// RAMBytes bounds the cache of blocks in RAM, everything counted; default none, else at least 256 KiB.
 	RAMBytes int64
+	// MapBytes bounds the cached pages of the disks' maps in RAM; default 16 MiB.
+	MapBytes int64
 	Host     string // who we are in messages; default the host's name
 	Takeover bool   // take a pool that another owner holds; see Open
 	// CreateEmpty lets Open create the pool if the tier is empty and no target holds anything.
@@ -105,6 +107,9 @@ type Options struct {
 	// RootTimeout is how long Open waits for the root before it serves from an intact log; default 5 s.
 	RootTimeout time.Duration
 	Log         *slog.Logger
+
+	// Tests make these small: entries of a map's level 0 and of a run, rows of a checkpoint's manifest.
+	mapLevel0, mapRun, tableRows int
 }
 
 func (o Options) withDefaults() Options {
@@ -127,7 +132,11 @@ func (o Options) withDefaults() Options {
 		o.CutBytes = min(o.CutBytes, max(block.Size, o.MaxExposure/2)) // publish before writes have to wait
 	}
 	def(&o.IndexBytes, 64<<20)
+	def(&o.MapBytes, 16<<20)
 	def(&o.CheckpointBytes, 16<<20)
+	if o.tableRows == 0 {
+		o.tableRows = tableRowsMax
+	}
 	if o.CheckpointCuts == 0 {
 		o.CheckpointCuts = 128
 	}
@@ -174,6 +183,7 @@ func (o Options) validate() error {
 type Pool struct {
 	o      Options
 	space  *tier.Space
+	runs   *densetree.Store // of the maps
 	log    *writeback.Log
 	cache  *cache.Cache
 	reader *segment.Reader
@@ -198,6 +208,14 @@ type Pool struct {
 	// changed, and over the making of a local checkpoint: that holds what the records before it say.
 	// It is taken before mu and never held while a target is waited for.
 	mapsMu sync.Mutex
+	// localMu is held over the writing of a local checkpoint, until it is known which files of the maps it
+	// needs. It is taken before mapsMu.
+	localMu sync.Mutex
+	// maps is held for reading while a map changes and what it lost is counted: see mapsNow.
+	maps sync.RWMutex
+	// replaying is set while the metadata log is read: maps then take what comes and merge later.
+	replaying  atomic.Bool
+	storedRuns atomic.Pointer[map[uint64]runRef] // the publisher's ckpt.runs, for readers
 
 	mu       sync.Mutex
 	disks    map[string]*vdisk.Disk // live, by name

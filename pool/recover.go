@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -42,7 +44,7 @@ func (p *Pool) openLocal(ctx context.Context, id writeback.Identity, view *root.
 		reload = reload || uint64(rec.End) < view.Val.Horizon
 	} else {
 		if reload {
-			return fmt.Errorf("%w: the tier %s has no map yet, and the targets do not answer", root.ErrNoQuorum, p.o.TierDir)
+			return fmt.Errorf("%w: the tier %s has no map yet, or a damaged one, and the targets do not answer", root.ErrNoQuorum, p.o.TierDir)
 		}
 		if p.val.State == root.Released { // anyone may have opened it since
 			return fmt.Errorf("%w: the pool was closed cleanly, and the targets do not answer; nothing is lost, start again when they do", root.ErrNoQuorum)
@@ -67,6 +69,7 @@ func (p *Pool) openLocal(ctx context.Context, id writeback.Identity, view *root.
 			return err
 		}
 	}
+	p.runs.RemoveOrphans()
 	for _, o := range rec.Ops {
 		if o.Seq <= p.pub.horizon {
 			continue
@@ -84,6 +87,7 @@ func (p *Pool) openLocal(ctx context.Context, id writeback.Identity, view *root.
 
 // forget drops every map, before they are read from the targets instead.
 func (p *Pool) forget() {
+	p.closeMaps()
 	clear(p.disks)
 	clear(p.trees)
 	clear(p.segments)
@@ -91,17 +95,35 @@ func (p *Pool) forget() {
 	p.nextDisk = 1
 	p.pub.cut, p.pub.cutCRC, p.pub.horizon, p.pub.nextSeg = 0, 0, 0, block.SegmentID(p.val.SegLimit)
 	p.pub.ckpt = checkpointer{}
+	p.storedRuns.Store(nil)
+}
+
+// closeMaps ends what the maps do in the background. Nobody may read or change them any more.
+func (p *Pool) closeMaps() {
+	p.mu.Lock()
+	trees := slices.Collect(maps.Values(p.trees))
+	p.mu.Unlock()
+	for _, t := range trees {
+		t.Close()
+	}
 }
 
 // replay brings the maps to what the tier knows: the local checkpoint's state and the metadata log's
-// records above it. It reports false if there is no state; then only the epoch is known.
+// records above it. It reports false if there is no state, or none that is whole; then only the epoch is known.
 func (p *Pool) replay(rec *writeback.Recovered) (haveState bool, err error) {
 	haveState = len(rec.State) > 0
 	if haveState {
-		if err := p.loadState(rec.State); err != nil {
+		err := p.loadState(rec.State)
+		if errors.Is(err, densetree.ErrCorrupt) {
+			p.o.Log.Error("maps on the tier are damaged, they must be read from the targets", "pool", p.o.Name, "err", err)
+			haveState, err = false, nil
+		}
+		if err != nil {
 			return false, fmt.Errorf("local checkpoint: %w", err)
 		}
 	}
+	p.replaying.Store(true)
+	defer p.replaying.Store(false)
 	if err := p.replayMeta(rec.Meta, haveState); err != nil {
 		return false, fmt.Errorf("metadata log: %w", err)
 	}
@@ -163,7 +185,7 @@ const loadTimeout = 2 * time.Minute
 func final(err error) bool {
 	for _, e := range []error{
 		root.ErrFenced, root.ErrHeld, root.ErrNewer, ErrForeignTier, segment.ErrDamaged, segment.ErrNewer,
-		writeback.ErrDamaged, writeback.ErrNewer, writeback.ErrFailed, writeback.ErrClosed,
+		densetree.ErrCorrupt, densetree.ErrNewer, writeback.ErrDamaged, writeback.ErrNewer, writeback.ErrFailed, writeback.ErrClosed,
 	} {
 		if errors.Is(err, e) {
 			return true
@@ -172,8 +194,16 @@ func final(err error) bool {
 	return false
 }
 
-// settle writes a local checkpoint of maps that were read from the targets.
+// settle writes a local checkpoint of maps that were read from the targets. If the log holds writes that
+// are not published, which a checkpoint must leave to a cut, the next cut begins with one.
 func (p *Pool) settle(ctx context.Context) error {
+	if !p.log.Unpublished().Oldest.IsZero() {
+		p.mu.Lock()
+		p.claimed = true
+		p.mu.Unlock()
+		p.pub.ckpt.due = true
+		return nil
+	}
 	f, err := p.localCheckpoint(ctx)
 	if err != nil {
 		return err
@@ -239,10 +269,10 @@ func (p *Pool) loadCut(ctx context.Context, ref root.CutRef, record bool) error 
 	return nil
 }
 
-// loadTrees makes the disks of a snapshot with the runs that load fetches.
+// loadTrees makes the disks of a snapshot with the runs that load gives.
 func (p *Pool) loadTrees(s *snapshot, load func(runRef) (*densetree.Run, error)) error {
 	for _, d := range s.Disks {
-		var runs []*densetree.Run
+		runs := make([]*densetree.Run, 0, len(d.Runs))
 		for _, ref := range d.Runs {
 			r, err := load(ref)
 			if err != nil {

@@ -101,7 +101,8 @@ func (d *decoder) bytes() []byte {
 }
 
 // A snapshot is the published state of a pool as of one cut: what a checkpoint holds, local or
-// published, beside the runs and the cache's index. It is stored as JSON.
+// published, beside the runs and the cache's index. It is stored as JSON. Where it would become long,
+// Disks and Segments are in tables of their own.
 type snapshot struct {
 	Format   int            `json:"format"`
 	Epoch    uint64         `json:"epoch"`
@@ -111,10 +112,12 @@ type snapshot struct {
 	NextDisk uint32         `json:"next_disk"`
 	Disks    []diskState    `json:"disks"`
 	Segments []segment.Info `json:"segments"`
-	Root     *root.Value    `json:"root,omitempty"` // local checkpoints: the root as last committed
+	Tables   []tableRef     `json:"tables,omitempty"` // published checkpoints: where the rest of the two is
+	Root     *root.Value    `json:"root,omitempty"`   // local checkpoints: the root as last committed
 }
 
-const snapshotFormat = 1
+// The first release wrote format 1, without tables and files, and reads nothing newer.
+const snapshotFormat = 2
 
 type diskState struct {
 	Disk block.DiskID     `json:"disk"`
@@ -122,18 +125,38 @@ type diskState struct {
 	Runs []runRef         `json:"runs"` // newest level first
 }
 
-// runRef is where an encoded run lies: in a published checkpoint's part, or in a local checkpoint.
+// runRef is where an encoded run lies: in a file of the tier, in a published checkpoint's part, or in a
+// local checkpoint. A local checkpoint names the part too if it names a file, so that the next
+// published checkpoint need not store the run again.
 type runRef struct {
 	ID    uint64 `json:"id"`
+	File  uint64 `json:"file,omitempty"`  // number of the file on the tier
 	Epoch uint64 `json:"epoch,omitempty"` // the published checkpoint that first held it
 	N     uint64 `json:"n,omitempty"`
 	Part  int    `json:"part,omitempty"`
-	Off   int64  `json:"off"`
+	Off   int64  `json:"off"` // in the part, or in the local checkpoint if neither file nor part is named
 	Len   int64  `json:"len"`
 }
 
+// mapsNow is the maps of all published disks at one moment. The caller releases them.
+func (p *Pool) mapsNow() map[block.DiskID]*densetree.Snapshot {
+	maps := map[block.DiskID]*densetree.Snapshot{}
+	p.maps.Lock()
+	defer p.maps.Unlock()
+	for id := range p.pub.disks {
+		maps[id] = p.tree(id).Snapshot()
+	}
+	return maps
+}
+
+func release(maps map[block.DiskID]*densetree.Snapshot) {
+	for _, m := range maps {
+		m.Release()
+	}
+}
+
 // snapshotNow describes the published state; place says where each run goes.
-func (p *Pool) snapshotNow(place func(*densetree.Run) (runRef, error)) (*snapshot, error) {
+func (p *Pool) snapshotNow(maps map[block.DiskID]*densetree.Snapshot, place func(*densetree.Run) (runRef, error)) (*snapshot, error) {
 	s := &snapshot{
 		Format: snapshotFormat, Epoch: p.epoch.Load(), Cut: p.pub.cut, CutCRC: p.pub.cutCRC, Horizon: uint64(p.pub.horizon),
 	}
@@ -144,7 +167,7 @@ func (p *Pool) snapshotNow(place func(*densetree.Run) (runRef, error)) (*snapsho
 	p.mu.Unlock()
 	for id, meta := range p.pub.disks {
 		d := diskState{Disk: id, Meta: meta}
-		for _, r := range p.tree(id).Snapshot().Runs() {
+		for _, r := range maps[id].Runs() {
 			ref, err := place(r)
 			if err != nil {
 				return nil, err
@@ -162,14 +185,24 @@ func (p *Pool) snapshotNow(place func(*densetree.Run) (runRef, error)) (*snapsho
 //
 //	u32 length | snapshot (JSON) | u32 length | runs back to back | u32 length | old cache index
 //
-// The last is empty: the cache keeps its index itself. States written before that have it here.
-func (p *Pool) encodeState() ([]byte, error) {
+// The runs are those that are in memory, levels 0; the others are in files, stable already, and named. The
+// last part is empty: the cache keeps its index itself. States written before that have it here.
+func (p *Pool) encodeState(maps map[block.DiskID]*densetree.Snapshot) ([]byte, error) {
 	var runs []byte
-	s, err := p.snapshotNow(func(r *densetree.Run) (runRef, error) {
-		b := r.Encode()
+	var stored map[uint64]runRef
+	if m := p.storedRuns.Load(); m != nil {
+		stored = *m
+	}
+	s, err := p.snapshotNow(maps, func(r *densetree.Run) (runRef, error) {
+		if r.File() != 0 {
+			ref := stored[r.ID] // no part if it was not published yet
+			ref.ID, ref.File = r.ID, r.File()
+			return ref, nil
+		}
+		b, err := r.Encode()
 		ref := runRef{ID: r.ID, Off: int64(len(runs)), Len: int64(len(b))}
 		runs = append(runs, b...)
-		return ref, nil
+		return ref, err
 	})
 	if err != nil {
 		return nil, err
@@ -201,12 +234,22 @@ func (p *Pool) loadState(b []byte) error {
 	}
 	p.val = *s.Root
 	p.raiseEpoch(s.Epoch)
+	stored := map[uint64]runRef{}
 	err = p.loadTrees(s, func(ref runRef) (*densetree.Run, error) {
+		if ref.File != 0 {
+			r, err := p.runs.Open(ref.File, ref.ID)
+			if ref.File = 0; err == nil && ref.Epoch != 0 {
+				stored[ref.ID] = ref
+			}
+			return r, err
+		}
 		if ref.Off < 0 || ref.Len < 0 || ref.Off > int64(len(runs))-ref.Len {
 			return nil, fmt.Errorf("run %d outside the state: %w", ref.ID, writeback.ErrDamaged)
 		}
 		return densetree.DecodeRun(runs[ref.Off : ref.Off+ref.Len])
 	})
+	p.setStored(stored)
+	p.pub.ckpt.old = true
 	if err != nil {
 		return err
 	}
@@ -221,15 +264,19 @@ func decodeSnapshot(b []byte) (*snapshot, error) {
 	if err := json.Unmarshal(b, s); err != nil {
 		return nil, fmt.Errorf("snapshot: %w", err)
 	}
-	if s.Format != snapshotFormat {
-		return nil, fmt.Errorf("snapshot format %d; this gateway reads %d: %w", s.Format, snapshotFormat, writeback.ErrNewer)
+	if s.Format < 1 || s.Format > snapshotFormat {
+		return nil, fmt.Errorf("snapshot format %d; this gateway reads up to %d: %w", s.Format, snapshotFormat, writeback.ErrNewer)
 	}
-	for _, i := range s.Segments {
+	return s, validSegments(s.Segments)
+}
+
+func validSegments(infos []segment.Info) error {
+	for _, i := range infos {
 		if err := i.Validate(); err != nil {
-			return nil, fmt.Errorf("snapshot: %w", err)
+			return fmt.Errorf("snapshot: %w", err)
 		}
 	}
-	return s, nil
+	return nil
 }
 
 // cutRef is how the root names a cut's last segment; refInfo is the way back.

@@ -52,6 +52,9 @@ type Options struct {
 	Log     *writeback.Log
 	Tree    *densetree.Tree
 	Extents Extents
+	// MendMap is asked, if it is given, to make good a page of the map that cannot be read; nil means that
+	// it has, and that a lookup may be tried again. It may wait for targets.
+	MendMap func(ctx context.Context, pe *densetree.PageError) error
 	// Gate is asked before every request; a non-nil error is returned to the client.
 	Gate func() error
 }

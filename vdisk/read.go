@@ -2,6 +2,7 @@ package vdisk
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -20,6 +21,9 @@ func (d *Disk) TryRead(p []byte, off int64) (bool, error) {
 	err := aligned(p, off, func(lba block.LBA, q []byte) error {
 		missing, err := d.readLocal(lba, q, nil)
 		ok = len(missing) == 0
+		if d.mendable(err) != nil { // Read will try
+			ok, err = false, nil
+		}
 		return err
 	})
 	return ok && err == nil, err
@@ -32,6 +36,12 @@ func (d *Disk) Read(ctx context.Context, p []byte, off int64) error {
 	}
 	return aligned(p, off, func(lba block.LBA, q []byte) error {
 		missing, err := d.readLocal(lba, q, nil)
+		for pe := d.mendable(err); pe != nil; pe = d.mendable(err) { // each time another run
+			if d.o.MendMap(ctx, pe) != nil {
+				break
+			}
+			missing, err = d.readLocal(lba, q, nil)
+		}
 		if err != nil || len(missing) == 0 {
 			return err
 		}
@@ -40,6 +50,14 @@ func (d *Disk) Read(ctx context.Context, p []byte, off int64) error {
 		}
 		return nil
 	})
+}
+
+// mendable is the page of the map that err is about, if it may be had again.
+func (d *Disk) mendable(err error) *densetree.PageError {
+	if pe := new(densetree.PageError); d.o.MendMap != nil && errors.As(err, &pe) {
+		return pe
+	}
+	return nil
 }
 
 // aligned calls read with whole blocks that cover p at off, through a buffer if p is not aligned.
@@ -91,15 +109,17 @@ func (d *Disk) readLocal(lba block.LBA, q []byte, have map[block.ExtentID][]byte
 		for j < n && found[j].State == writeback.None {
 			j++
 		}
-		missing = d.readMapped(lba+block.LBA(i), q[i*block.Size:j*block.Size], have, missing)
+		if missing, err = d.readMapped(lba+block.LBA(i), q[i*block.Size:j*block.Size], have, missing); err != nil {
+			return nil, err
+		}
 		i = j
 	}
 	return missing, nil
 }
 
 // readMapped does the same below the log: by the tree alone.
-func (d *Disk) readMapped(lba block.LBA, q []byte, have map[block.ExtentID][]byte, missing []Piece) []Piece {
-	d.o.Tree.Lookup(lba, uint64(len(q)/block.Size), func(e densetree.Entry) bool {
+func (d *Disk) readMapped(lba block.LBA, q []byte, have map[block.ExtentID][]byte, missing []Piece) ([]Piece, error) {
+	err := d.o.Tree.Lookup(lba, uint64(len(q)/block.Size), func(e densetree.Entry) bool {
 		at := int(e.LBA-lba) * block.Size
 		dst := q[at : at+int(e.Blocks)*block.Size]
 		switch {
@@ -112,5 +132,11 @@ func (d *Disk) readMapped(lba block.LBA, q []byte, have map[block.ExtentID][]byt
 		}
 		return true
 	})
-	return missing
+	switch {
+	case err == nil:
+		return missing, nil
+	case errors.Is(err, densetree.ErrClosed):
+		return nil, fmt.Errorf("disk %s: %w", d.o.Name, ErrClosed)
+	}
+	return nil, fmt.Errorf("disk %s: map: %w: %w", d.o.Name, ErrDamaged, err)
 }

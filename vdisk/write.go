@@ -122,6 +122,9 @@ func (d *Disk) writePartial(ctx context.Context, op Op) error {
 			return err
 		}
 		missing, err := d.tryPartial(ctx, op, locks, *edges, have)
+		if pe := d.mendable(err); pe != nil && d.o.MendMap(ctx, pe) == nil {
+			continue
+		}
 		if err != nil || len(missing) == 0 {
 			return err
 		}

@@ -87,7 +87,7 @@ func FinishAside(fsys vfs.FS, dir string, folder func(name string) bool) error {
 func logFiles(fsys vfs.FS, dir string) (names []string, err error) {
 	entries, err := fsys.ReadDir(dir)
 	for _, e := range entries {
-		for _, prefix := range []string{"meta-", "ckpt-", "slot-"} {
+		for _, prefix := range []string{"meta-", "ckpt-", "slot-", "run-"} {
 			if strings.HasPrefix(e.Name(), prefix) {
 				names = append(names, e.Name())
 			}

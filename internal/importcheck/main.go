@@ -45,7 +45,7 @@ var layers = []struct {
 	{"grains/cleaner", []string{"block", "backend", "grains/segment", "grains/extent", "grains/cache"}},
 	{"grains/dedup", []string{"block", "internal/vfs", "backend", "grains/segment", "grains/extent"}},
 
-	{"vdisk/densetree", []string{"block"}},
+	{"vdisk/densetree", []string{"block", "internal/vfs"}},
 	{"vdisk", []string{"block", "internal/vfs", "tier", "writeback", "grains/...", "vdisk/densetree"}},
 
 	{"pool/root", []string{"block", "backend"}},

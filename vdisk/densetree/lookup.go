@@ -2,7 +2,6 @@ package densetree
 
 import (
 	"sort"
-	"sync"
 
 	"graindisk/block"
 )
@@ -12,6 +11,7 @@ type pieces struct {
 	fn   func(Entry) bool
 	last packed // not yet handed on, if some
 	some bool
+	err  error // why the lookup could not go on; nil if fn wanted no more
 }
 
 // add takes the next piece; false means that fn wants no more.
@@ -29,48 +29,55 @@ func (s *pieces) flush() bool {
 	return !s.some || s.fn(s.last.entry())
 }
 
-// resolve tells fn what [lba, end) is made of, given the hits of level 0 in it and the levels below.
-func resolve(hits []packed, levels [][]*Run, lba, end block.LBA, fn func(Entry) bool) bool {
+// resolve tells fn what [lba, end) is made of, given the hits of level 0 in it and the rows below.
+func resolve(hits []packed, rows [][]*Run, lba, end block.LBA, fn func(Entry) bool) error {
 	if lba == end {
-		return true
+		return nil
 	}
 	s := pieces{fn: fn}
 	for _, p := range hits {
-		if p.start() > lba && !s.below(levels, lba, p.start()) {
-			return false
+		if p.start() > lba && !s.below(rows, lba, p.start()) {
+			return s.err
 		}
 		p = p.clip(lba, end)
 		if !s.add(p) {
-			return false
+			return nil
 		}
 		lba = p.end()
 	}
-	return s.below(levels, lba, end) && s.flush()
+	if s.below(rows, lba, end) {
+		s.flush()
+	}
+	return s.err
 }
 
-// below adds what the levels say about [lba, end): the first of them, its gaps from the others.
-func (s *pieces) below(levels [][]*Run, lba, end block.LBA) bool {
+// below adds what the rows say about [lba, end): the first of them, its gaps from the others.
+func (s *pieces) below(rows [][]*Run, lba, end block.LBA) bool {
 	if lba >= end {
 		return true
 	}
-	if len(levels) == 0 {
+	if len(rows) == 0 {
 		return s.add(pack(Entry{LBA: lba, Blocks: uint64(end - lba), Kind: None}))
 	}
-	row := levels[0]
+	row := rows[0]
 	for i := firstRun(row, lba); i < len(row) && row[i].First < end; i++ {
-		es := row[i].es
-		for j := firstEntry(es, lba); j < len(es) && es[j].start() < end; j++ {
-			if !s.below(levels[1:], lba, es[j].start()) {
+		c := cursor{run: row[i]}
+		for c.seek(lba); c.ok && c.p.start() < end; c.next() {
+			if !s.below(rows[1:], lba, c.p.start()) {
 				return false
 			}
-			p := es[j].clip(lba, end)
+			p := c.p.clip(lba, end)
 			if !s.add(p) {
 				return false
 			}
 			lba = p.end()
 		}
+		if c.err != nil {
+			s.err = c.err
+			return false
+		}
 	}
-	return s.below(levels[1:], lba, end)
+	return s.below(rows[1:], lba, end)
 }
 
 // firstRun is the index of the first run that ends at or behind lba.
@@ -78,52 +85,42 @@ func firstRun(row []*Run, lba block.LBA) int {
 	return sort.Search(len(row), func(i int) bool { return row[i].Last >= lba })
 }
 
-// firstEntry is the index of the first entry that ends behind lba.
-func firstEntry(es []packed, lba block.LBA) int {
-	return sort.Search(len(es), func(i int) bool { return es[i].end() > lba })
+// cursor walks the entries of a run through the page cache.
+type cursor struct {
+	run *Run
+	no  int // page under in
+	in  pageCursor
+	p   packed // where it stands; valid while ok
+	ok  bool
+	err error
 }
 
-// Snapshot is a view of a tree that never changes. Safe for concurrent use.
-type Snapshot struct {
-	c   content
-	top func() []*Run // level 0 as runs, built at the first call
-}
-
-// Snapshot is the tree of this moment, with all or nothing of each Put; it costs the same however
-// large the tree is. It waits for a Put under way. What the snapshot still maps may be reported
-// lost by the tree meanwhile.
-func (t *Tree) Snapshot() *Snapshot {
-	t.writer.Lock()
-	defer t.writer.Unlock()
-	t.mu.Lock() // Copy marks both trees as sharing their nodes
-	s := &Snapshot{c: content{level0: t.c.level0.Copy(), levels: t.c.levels}}
-	t.mu.Unlock()
-	ids := make([]uint64, runsFor(s.c.level0.Len(), t.o.RunMax))
-	for i := range ids {
-		ids[i] = t.nextRunID()
+// seek goes to the first entry that ends behind lba.
+func (c *cursor) seek(lba block.LBA) {
+	c.no = c.run.pageOf(lba)
+	pg, err := c.run.page(c.no)
+	if err != nil {
+		c.ok, c.err = false, err
+		return
 	}
-	s.top = sync.OnceValue(func() []*Run {
-		next := 0
-		id := func() uint64 { next++; return ids[next-1] }
-		return cutRuns(level0Entries(s.c.level0), t.o.RunMax, 0, id)
-	})
-	return s
-}
-
-// Lookup is Tree.Lookup on the snapshot.
-func (s *Snapshot) Lookup(lba block.LBA, blocks uint64, fn func(Entry) bool) bool {
-	end := rangeEnd(lba, blocks)
-	var buf [32]packed
-	return resolve(overlapping(s.c.level0, lba, end, buf[:0]), s.c.levels, lba, end, fn)
-}
-
-// Runs is everything the snapshot holds, upper levels first: level 0 as runs of its own, made for
-// this snapshot, then the runs it shares with the tree.
-func (s *Snapshot) Runs() []*Run {
-	runs := s.top()
-	runs = runs[:len(runs):len(runs)]
-	for _, row := range s.c.levels {
-		runs = append(runs, row...)
+	c.in = pg.seek(lba)
+	for c.next(); c.ok && c.p.end() <= lba; c.next() {
 	}
-	return runs
+}
+
+func (c *cursor) next() {
+	c.p, c.ok, c.err = c.in.next()
+	for !c.ok && c.err == nil && c.no+1 < len(c.run.firsts) {
+		c.no++
+		pg, err := c.run.page(c.no)
+		if err != nil {
+			c.err = err
+			return
+		}
+		c.in = pg.seek(0)
+		c.p, c.ok, c.err = c.in.next()
+	}
+	if c.err != nil && c.run.store != nil {
+		c.err = c.run.pageError(c.no, c.err)
+	}
 }

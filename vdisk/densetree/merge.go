@@ -1,11 +1,15 @@
 package densetree
 
-import "slices"
+import (
+	"slices"
 
-// levelMax is how many entries level i+1 may hold before it is merged down.
+	"graindisk/block"
+)
+
+// levelMax is how many entries level i, from 1, may hold before it is merged down.
 func (t *Tree) levelMax(i int) int {
 	limit := t.o.Level0Max
-	for ; i >= 0; i-- {
+	for range i {
 		limit *= fanout
 	}
 	return limit
@@ -15,92 +19,300 @@ func (t *Tree) nextRunID() uint64 {
 	if t.o.NextRunID != nil {
 		return t.o.NextRunID()
 	}
-	t.lastID++
-	return t.lastID
+	return t.lastID.Add(1)
 }
 
-// flush merges level 0 into level 1, then each level that has become too large into the next.
-// Readers go on with the old content until the new one is complete.
-func (t *Tree) flush() {
-	if es := level0Entries(t.c.level0); len(es) > 0 {
-		levels, lost := t.mergeInto(es, t.c.levels, 0)
-		t.swap(content{level0: newLevel0(), levels: levels}, lost)
+func (t *Tree) levels() int {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return len(t.rows.levels())
+}
+
+// row is level i, from 1. Only the merging goroutine changes it, so that one may keep it.
+func (t *Tree) row(i int) []*Run {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if i < len(t.rows.all) {
+		return t.rows.all[i]
 	}
-	for i := 0; i < min(len(t.c.levels), levelsMax-1); i++ {
-		for rowLen(t.c.levels[i]) > t.levelMax(i) {
-			t.mergeRun(i)
+	return nil
+}
+
+func (t *Tree) levelLen(i int) int { return rowLen(t.row(i)) }
+
+// memoryRuns is the entries of l0 as runs of level 0.
+func (t *Tree) memoryRuns(l0 level0, frozen bool) (runs []*Run) {
+	w := runBuilder{}
+	for _, c := range l0.chunks {
+		for _, p := range c {
+			if w.count == t.o.RunMax {
+				runs = append(runs, w.finish(0, frozen))
+				w = runBuilder{}
+			}
+			if w.count == 0 {
+				w.id = t.nextRunID()
+			}
+			w.add(p)
 		}
 	}
+	if w.count > 0 {
+		runs = append(runs, w.finish(0, frozen))
+	}
+	return runs
 }
 
-// mergeRun merges one run of levels[i] into the level below it, the runs taking turns.
-func (t *Tree) mergeRun(i int) {
-	for len(t.cursor) <= i {
-		t.cursor = append(t.cursor, 0)
+// mergeFrozen merges the frozen level 0 into level 1.
+func (t *Tree) mergeFrozen() error {
+	frozen := t.row(0)
+	if len(frozen) == 0 {
+		return nil
 	}
-	row := t.c.levels[i]
+	m := merger{t: t, level: 1, from: frozen}
+	return m.run()
+}
+
+// mergeRun merges one run of level i into the one below, the runs taking turns.
+func (t *Tree) mergeRun(i int) error {
+	row := t.row(i)
 	turn := firstRun(row, t.cursor[i])
 	if turn == len(row) {
 		turn = 0
 	}
-	t.cursor[i] = row[turn].Last + 1
-	levels, lost := t.mergeInto(row[turn].es, t.c.levels, i+1)
-	levels[i] = slices.Delete(slices.Clone(row), turn, turn+1)
-	t.swap(content{level0: t.c.level0, levels: levels}, lost)
+	m := merger{t: t, level: i + 1, from: row[turn : turn+1]}
+	if err := m.run(); err != nil {
+		return err
+	}
+	t.cursor[i] = m.from[0].Last + 1
+	return nil
 }
 
-// swap makes c what readers see, then reports what was lost on the way.
-func (t *Tree) swap(c content, lost []loss) {
+// merger lays the runs of from over a level. Of the level it rewrites the runs that hold something of
+// from and some small ones beside them, the others stay. It reads and writes as it goes; when it has
+// made some runs, or found many losses, it puts what is finished in place and goes on. Until all is
+// done from stays as well: what it has in common with the level by then says the same, so a process
+// that dies here starts over and finds no loss twice.
+type merger struct {
+	t     *Tree
+	level int
+	from  []*Run
+
+	row   []*Run // the level as it was
+	adds  []int  // entries of from between row[i-1] and row[i]
+	done  []*Run // in place of the first runs of row
+	fresh []*Run // those of done that are not installed yet
+	lost  []Loss
+
+	out     runBuilder
+	outMax  int    // entries of a run in this stretch
+	pending packed // not yet in out, as the next entry may continue it
+	some    bool
+}
+
+// A merge installs what it has made when it has found so many losses, 1 MB of memory, or made
+// Options.installRuns runs.
+const mergeLostMax = 64 << 10
+
+func (m *merger) run() error {
+	err := m.merge()
+	for _, r := range m.fresh {
+		if r.store != nil {
+			r.store.discard(r.file)
+		}
+	}
+	return err
+}
+
+func (m *merger) merge() error {
+	m.row = m.t.row(m.level)
+	rewrite, err := m.plan()
+	if err != nil {
+		return err
+	}
+	in := newRowReader(m.from)
+	defer in.close()
+	src, err := newStream(in)
+	if err != nil {
+		return err
+	}
+	for i := 0; ; i++ {
+		j := i
+		for j < len(m.row) && rewrite[j] {
+			j++
+		}
+		if err := m.stretch(src, i, j); err != nil {
+			return err
+		}
+		if j == len(m.row) {
+			return m.install(j, true)
+		}
+		m.done = append(m.done, m.row[j])
+		i = j
+	}
+}
+
+// stretch lays src over row[i:j], the runs to rewrite between two that stay. It may be empty.
+func (m *merger) stretch(src *stream, i, j int) error {
+	end := EndMax
+	if j < len(m.row) {
+		end = m.row[j].First
+	}
+	if i == j && (!src.ok || src.p.start() >= end) {
+		return nil
+	}
+	n := rowLen(m.row[i:j])
+	for _, a := range m.adds[i : j+1] {
+		n += a
+	}
+	m.outMax = m.t.o.RunMax
+	if runs := (n + m.outMax - 1) / m.outMax; runs > 1 {
+		m.outMax = (n + runs - 1) / runs // rather two halves than a whole and a bit
+	}
+	for k := i; ; k++ {
+		to := end
+		if k+1 < j {
+			to = m.row[k+1].First
+		}
+		if err := m.window(src, m.row[k:min(k+1, j)], to); err != nil {
+			return err
+		}
+		if k+1 >= j {
+			return m.cut()
+		}
+		if len(m.fresh) >= m.t.o.installRuns || len(m.lost) >= mergeLostMax {
+			if err := m.cut(); err != nil {
+				return err
+			}
+			if err := m.install(k+1, false); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// window lays the part of src below end over older, one run or none.
+func (m *merger) window(src *stream, older []*Run, end block.LBA) error {
+	if m.t.bg.closing.Load() {
+		return ErrClosed
+	}
+	in := newRowReader(older)
+	defer in.close()
+	old, err := newStream(in)
+	if err != nil {
+		return err
+	}
+	lose := func(old, newer packed) { m.lost = appendLoss(m.lost, old, newer) }
+	return overlay(src, old, end, m.emit, lose)
+}
+
+func (m *merger) emit(p packed) error {
+	if m.some && m.pending.continues(p) {
+		m.pending = m.pending.join(p)
+		return nil
+	}
+	if m.some {
+		m.add(m.pending)
+		if m.out.count >= m.outMax {
+			m.some = false
+			if err := m.cut(); err != nil {
+				return err
+			}
+		}
+	}
+	m.pending, m.some = p, true
+	return nil
+}
+
+func (m *merger) add(p packed) {
+	if m.out.count == 0 {
+		m.out = runBuilder{id: m.t.nextRunID()}
+	}
+	m.out.add(p)
+}
+
+// cut ends the run that is being made.
+func (m *merger) cut() error {
+	if m.some {
+		m.add(m.pending)
+		m.some = false
+	}
+	if m.out.count == 0 {
+		return nil
+	}
+	r := m.out.finish(m.level, false)
+	m.out = runBuilder{}
+	m.t.stats.merged.Add(uint64(r.count))
+	m.t.stats.mergedBytes.Add(uint64(headBytes(len(r.firsts)) + len(r.mem)))
+	if s := m.t.o.Store; s != nil {
+		var err error
+		if r, err = s.add(r); err != nil {
+			return err
+		}
+	}
+	m.done, m.fresh = append(m.done, r), append(m.fresh, r)
+	return nil
+}
+
+// install puts done in place of the first n runs of the level; at the last, from goes.
+func (m *merger) install(n int, last bool) error {
+	t := m.t
+	if len(m.fresh) > 0 && t.o.Store != nil {
+		if err := t.o.Store.syncNames(); err != nil {
+			return err
+		}
+	}
+	row := slices.Concat(m.done, m.row[n:])
+	t.o.Guard.Lock()
 	t.mu.Lock()
-	t.c = c
-	t.mu.Unlock()
-	t.report(lost)
-}
-
-// mergeInto returns new levels in which es, newer than levels[i], is part of levels[i].
-func (t *Tree) mergeInto(es []packed, levels [][]*Run, i int) ([][]*Run, []loss) {
-	levels = slices.Clone(levels)
-	for len(levels) <= i {
+	old := t.rows
+	frozen, levels := old.frozen(), slices.Clone(old.levels())
+	for len(levels) < m.level {
 		levels = append(levels, nil)
 	}
-	row := levels[i]
-	rewrite := t.plan(es, row)
-	var merged []*Run
-	var lost []loss
-	for len(es) > 0 || len(row) > 0 {
-		// Between two kept runs lie runs to rewrite, entries of es, both or neither.
-		n := slices.Index(rewrite, false)
-		if n < 0 {
-			n = len(row)
-		}
-		mine := es
-		if n < len(row) {
-			mine = es[:firstEntry(es, row[n].First)] // es does not reach into a kept run
-		}
-		var out []packed
-		out, lost = mergeEntries(mine, row[:n], lost)
-		t.merged.Add(uint64(len(out)))
-		merged = append(merged, cutRuns(out, t.o.RunMax, i+1, t.nextRunID)...)
-		es = es[len(mine):]
-		if n < len(row) {
-			merged = append(merged, row[n])
-			n++
-		}
-		row, rewrite = row[n:], rewrite[n:]
+	levels[m.level-1] = row
+	switch {
+	case last && m.level == 1:
+		frozen = nil
+	case last:
+		above := slices.Clone(levels[m.level-2])
+		i := slices.Index(above, m.from[0])
+		levels[m.level-2] = slices.Delete(above, i, i+1)
 	}
-	levels[i] = merged
-	return levels, lost
+	t.rows = newRows(frozen, levels)
+	t.below.Store(int64(t.rows.len()))
+	t.mu.Unlock()
+	if len(m.lost) > 0 {
+		t.o.Lost(m.lost)
+	}
+	t.o.Guard.Unlock()
+	old.release()
+	m.fresh, m.lost = nil, nil
+	return nil
 }
 
-// plan says which runs of row a merge with es rewrites: those that es overlaps; a small one beside
-// entries that fall between two runs; and small ones beside another that is rewritten. So small
-// runs do not pile up.
-func (t *Tree) plan(es []packed, row []*Run) []bool {
+// plan says which runs of row are rewritten: those that entries of from overlap; a small one beside
+// entries that fall between two runs; and small ones beside another that is rewritten. So small runs
+// do not pile up.
+func (m *merger) plan() ([]bool, error) {
+	row := m.row
 	rewrite := make([]bool, len(row))
-	small := func(i int) bool { return i >= 0 && i < len(row) && row[i].Len() < t.o.RunMax/2 }
-	for _, p := range es {
-		i := firstRun(row, p.start())
+	m.adds = make([]int, len(row)+1)
+	small := func(i int) bool { return i >= 0 && i < len(row) && row[i].count < m.t.o.RunMax/2 }
+	in := newRowReader(m.from)
+	defer in.close()
+	i := 0 // first run that ends at or behind the entry
+	for {
+		p, ok, err := in.next()
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			break
+		}
+		for i < len(row) && row[i].Last < p.start() {
+			i++
+		}
 		if i == len(row) || row[i].First >= p.end() { // between runs i-1 and i
+			m.adds[i]++
 			if small(i - 1) {
 				rewrite[i-1] = true
 			} else if small(i) {
@@ -108,8 +320,8 @@ func (t *Tree) plan(es []packed, row []*Run) []bool {
 			}
 			continue
 		}
-		for ; i < len(row) && row[i].First < p.end(); i++ {
-			rewrite[i] = true
+		for k := i; k < len(row) && row[k].First < p.end(); k++ {
+			rewrite[k] = true
 		}
 	}
 	for i := 1; i < len(row); i++ {
@@ -118,75 +330,5 @@ func (t *Tree) plan(es []packed, row []*Run) []bool {
 	for i := len(row) - 2; i >= 0; i-- {
 		rewrite[i] = rewrite[i] || rewrite[i+1] && small(i)
 	}
-	return rewrite
-}
-
-// mergeEntries lays es over the runs and appends to lost what it hides of them.
-func mergeEntries(es []packed, runs []*Run, lost []loss) ([]packed, []loss) {
-	out := make([]packed, 0, len(es)+rowLen(runs))
-	old := cursor{runs: runs}
-	old.next()
-	for _, p := range es {
-		for old.ok && old.p.end() <= p.start() {
-			out = appendJoined(out, old.p)
-			old.next()
-		}
-		if old.ok && old.p.start() < p.start() {
-			out = appendJoined(out, old.p.clip(old.p.start(), p.start()))
-			old.p = old.p.clip(p.start(), old.p.end())
-		}
-		out = appendJoined(out, p)
-		for old.ok && old.p.start() < p.end() {
-			lost = appendLoss(lost, old.p, p)
-			if old.p.end() > p.end() {
-				old.p = old.p.clip(p.end(), old.p.end())
-				break
-			}
-			old.next()
-		}
-	}
-	for ; old.ok; old.next() {
-		out = appendJoined(out, old.p)
-	}
-	return out, lost
-}
-
-// cursor walks the entries of a row of runs.
-type cursor struct {
-	runs []*Run
-	i    int    // of the entry behind p in runs[0]
-	p    packed // where it stands; valid while ok
-	ok   bool
-}
-
-func (c *cursor) next() {
-	for len(c.runs) > 0 && c.i == c.runs[0].Len() {
-		c.runs, c.i = c.runs[1:], 0
-	}
-	if c.ok = len(c.runs) > 0; c.ok {
-		c.p = c.runs[0].es[c.i]
-		c.i++
-	}
-}
-
-// runsFor is how many runs n entries make.
-func runsFor(n, max int) int { return (n + max - 1) / max }
-
-// cutRuns makes runs of es, all about as long, each with memory of its own.
-func cutRuns(es []packed, max, level int, id func() uint64) []*Run {
-	var runs []*Run
-	for n := runsFor(len(es), max); n > 0; n-- {
-		size := len(es) / n
-		runs = append(runs, newRun(id(), level, slices.Clone(es[:size:size])))
-		es = es[size:]
-	}
-	return runs
-}
-
-func rowLen(row []*Run) int {
-	n := 0
-	for _, r := range row {
-		n += r.Len()
-	}
-	return n
+	return rewrite, nil
 }

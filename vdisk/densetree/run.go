@@ -4,6 +4,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
+	"sort"
+	"sync/atomic"
 
 	"graindisk/block"
 )
@@ -16,35 +19,135 @@ var (
 )
 
 // Run is an immutable sorted row of entries on one level, never empty. Its ID names its content
-// within the tree: runs with the same ID encode to the same bytes.
+// within the tree. Its pages are in memory or in a file of a Store; the index of pages is in memory.
 type Run struct {
-	ID    uint64
-	Level int       // 0 only in a Snapshot
-	First block.LBA // first block covered
-	Last  block.LBA // last block covered
-	es    []packed
-}
+	ID     uint64
+	Level  int       // 0 only in memory: level 0 of a Snapshot, or a frozen one
+	Frozen bool      // a level 0 that waits to be merged; newer than all levels, older than level 0
+	First  block.LBA // first block covered
+	Last   block.LBA // last block covered
 
-func newRun(id uint64, level int, es []packed) *Run {
-	return &Run{ID: id, Level: level, First: es[0].start(), Last: es[len(es)-1].end() - 1, es: es}
+	count  int
+	firsts []block.LBA         // per page
+	mem    []byte              // the pages, if they are in memory
+	store  *Store              // else where they are
+	file   uint64              // number of the file there
+	refs   atomic.Int64        // rows that hold the run
+	mended atomic.Pointer[Run] // the same in memory, once the file proved damaged
 }
 
 // Len is the number of entries.
-func (r *Run) Len() int { return len(r.es) }
+func (r *Run) Len() int { return r.count }
+
+// File is the number of the store's file that holds the run, by which Store.Open finds it again; 0 if
+// the run is in memory.
+func (r *Run) File() uint64 { return r.file }
 
 // Each tells fn the entries in LBA order until it returns false.
-func (r *Run) Each(fn func(Entry) bool) {
-	for _, p := range r.es {
-		if !fn(p.entry()) {
-			return
+func (r *Run) Each(fn func(Entry) bool) error {
+	in := newRowReader([]*Run{r})
+	defer in.close()
+	for {
+		p, ok, err := in.next()
+		if err != nil || !ok || !fn(p.entry()) {
+			return err
 		}
 	}
 }
 
-// The encoded header; offsets as drawn in the package comment.
+// page is one checked page.
+func (r *Run) page(no int) (page, error) {
+	if p := r.inMemory(no); p != nil {
+		return p, nil
+	}
+	return r.store.page(r, no)
+}
+
+// inMemory is a page of a run that is in memory, else nil.
+func (r *Run) inMemory(no int) page {
+	if m := r.mended.Load(); m != nil {
+		r = m
+	}
+	if r.mem == nil {
+		return nil
+	}
+	return r.mem[no*pageBytes:][:pageBytes]
+}
+
+// PageError is a page that cannot be read. It matches what was wrong with it.
+type PageError struct {
+	ID   uint64 // of the run
+	Page int
+	File string
+	Err  error
+	run  *Run
+}
+
+// Error implements error.
+func (e *PageError) Error() string {
+	return fmt.Sprintf("densetree: run %d: page %d of %s: %v", e.ID, e.Page, e.File, e.Err)
+}
+
+// Unwrap is what was wrong.
+func (e *PageError) Unwrap() error { return e.Err }
+
+// Mend has the run be read from memory, from a copy of it that was found elsewhere, for as long as it
+// lives. It refuses another run.
+func (e *PageError) Mend(from *Run) error {
+	r := e.run
+	if from.mem == nil || from.ID != r.ID || from.count != r.count || from.First != r.First || from.Last != r.Last || !slices.Equal(from.firsts, r.firsts) {
+		return fmt.Errorf("densetree: mend run %d: %w: the copy is another run, %d", r.ID, ErrCorrupt, from.ID)
+	}
+	r.mended.Store(from)
+	return nil
+}
+
+// pageOf is the number of the page in which an entry that covers lba would be.
+func (r *Run) pageOf(lba block.LBA) int {
+	return max(0, sort.Search(len(r.firsts), func(i int) bool { return r.firsts[i] > lba })-1)
+}
+
+// runBuilder makes a run of entries that are added in order.
+type runBuilder struct {
+	id     uint64
+	count  int
+	first  block.LBA
+	end    block.LBA
+	page   pageBuilder
+	firsts []block.LBA
+	pages  []byte
+}
+
+func (w *runBuilder) add(p packed) {
+	if !w.page.add(p) {
+		w.flush()
+		w.page.add(p)
+	}
+	if w.count == 0 {
+		w.first = p.start()
+	}
+	w.end = p.end()
+	w.count++
+}
+
+func (w *runBuilder) flush() {
+	w.pages = w.page.appendTo(w.pages, w.id, len(w.firsts))
+	w.firsts = append(w.firsts, w.page.first)
+}
+
+// finish is the run of what was added, at least one entry, in memory.
+func (w *runBuilder) finish(level int, frozen bool) *Run {
+	w.flush()
+	return &Run{
+		ID: w.id, Level: level, Frozen: frozen, First: w.first, Last: w.end - 1, count: w.count,
+		firsts: slices.Clone(w.firsts), mem: slices.Clip(w.pages),
+	}
+}
+
+// The encoded head; offsets as drawn in the package comment.
 const (
 	runMagic   = "GDRN"
-	runVersion = 1
+	runVersion = 2
 	offVersion = 4
 	offFlags   = 6
 	offIncomp  = 8
@@ -54,218 +157,193 @@ const (
 	offFirst   = 32
 	offLast    = 40
 	offBody    = 48
-	headerLen  = 52
+	offPages   = 52
+	offIndex   = 56
 	crcLen     = 4
+
+	flagFrozen = 1
 )
 
-// The tag byte of an encoded entry.
-const (
-	tagKind   = 3
-	tagGap    = 1 << 2
-	tagBlocks = 1 << 3
-	tagExtent = 1 << 4
-	tagPart   = 1 << 5
-	tagKnown  = 1<<6 - 1
-)
+// headBytes is the length of the head of a run of so many pages, padding included.
+func headBytes(pages int) int {
+	return (offIndex + 8*pages + crcLen + pageBytes - 1) / pageBytes * pageBytes
+}
 
-// Encode is the run in its stored form.
-func (r *Run) Encode() []byte {
-	b := make([]byte, headerLen, headerLen+8*len(r.es)+crcLen)
+func (r *Run) head() []byte {
+	b := make([]byte, headBytes(len(r.firsts)))
+	le := binary.LittleEndian
 	copy(b, runMagic)
-	binary.LittleEndian.PutUint16(b[offVersion:], runVersion)
-	binary.LittleEndian.PutUint64(b[offID:], r.ID)
-	binary.LittleEndian.PutUint32(b[offLevel:], uint32(r.Level))
-	binary.LittleEndian.PutUint32(b[offCount:], uint32(len(r.es)))
-	binary.LittleEndian.PutUint64(b[offFirst:], uint64(r.First))
-	binary.LittleEndian.PutUint64(b[offLast:], uint64(r.Last))
-	d := delta{lba: r.First}
-	for _, p := range r.es {
-		b = d.append(b, p)
+	le.PutUint16(b[offVersion:], runVersion)
+	if r.Frozen {
+		le.PutUint16(b[offFlags:], flagFrozen)
 	}
-	binary.LittleEndian.PutUint32(b[offBody:], uint32(len(b)-headerLen))
-	return binary.LittleEndian.AppendUint32(b, block.CRC(b))
-}
-
-// delta is what one entry inherits from those before it; the same in writing and reading.
-type delta struct {
-	lba    block.LBA // where the next entry starts without a gap
-	extent uint64    // the next extent's name if none is told
-	blocks uint16    // of the last data entry
-}
-
-func (d *delta) follow(p packed) {
-	d.lba = p.end()
-	if p.kind() == Data {
-		d.extent, d.blocks = p.ref+1, p.blocks
+	le.PutUint64(b[offID:], r.ID)
+	le.PutUint32(b[offLevel:], uint32(r.Level))
+	le.PutUint32(b[offCount:], uint32(r.count))
+	le.PutUint64(b[offFirst:], uint64(r.First))
+	le.PutUint64(b[offLast:], uint64(r.Last))
+	le.PutUint32(b[offBody:], uint32(len(r.firsts)*pageBytes))
+	le.PutUint32(b[offPages:], uint32(len(r.firsts)))
+	for i, f := range r.firsts {
+		le.PutUint64(b[offIndex+8*i:], uint64(f))
 	}
-}
-
-func (d *delta) append(b []byte, p packed) []byte {
-	tagAt := len(b)
-	tag := byte(p.kind())
-	b = append(b, 0)
-	if p.start() != d.lba {
-		tag |= tagGap
-		b = binary.AppendUvarint(b, uint64(p.start()-d.lba))
-	}
-	if p.kind() != Data || p.blocks != d.blocks {
-		tag |= tagBlocks
-		b = binary.AppendUvarint(b, p.len())
-	}
-	if p.kind() == Data && p.ref != d.extent {
-		tag |= tagExtent
-		b = binary.AppendVarint(b, int64(p.ref-d.extent))
-	}
-	if p.kind() == Data && (p.off != 0 || p.orig != p.blocks) {
-		tag |= tagPart
-		b = binary.AppendUvarint(b, uint64(p.off))
-		b = binary.AppendUvarint(b, uint64(p.orig))
-	}
-	b[tagAt] = tag
-	d.follow(p)
+	end := offIndex + 8*len(r.firsts)
+	le.PutUint32(b[end:], block.CRC(b[:end]))
 	return b
+}
+
+// Encode is the run in its stored form. It reads, and checks, the pages of a run that is not in memory.
+func (r *Run) Encode() ([]byte, error) {
+	b := r.head()
+	if r.mem != nil {
+		return append(b, r.mem...), nil
+	}
+	in := newRowReader([]*Run{r})
+	defer in.close()
+	for no := range r.firsts {
+		p, err := in.page(r, no)
+		if err != nil {
+			return nil, err
+		}
+		b = append(b, p...)
+	}
+	return b, nil
+}
+
+// startLen is how much of a run must be at hand for checkStart.
+const startLen = offIndex
+
+// checkStart checks the magic and what says whether we can read the rest.
+func checkStart(b []byte) error {
+	if len(b) < startLen || string(b[:offVersion]) != runMagic {
+		return fmt.Errorf("%w: not a run", ErrCorrupt)
+	}
+	if v := binary.LittleEndian.Uint16(b[offVersion:]); v > runVersion {
+		return fmt.Errorf("%w: version %d", ErrNewer, v)
+	} else if v == 0 {
+		return fmt.Errorf("%w: version 0", ErrCorrupt)
+	}
+	if bits := binary.LittleEndian.Uint64(b[offIncomp:]); bits != 0 {
+		return fmt.Errorf("%w: incompat bits %#x", ErrNewer, bits)
+	}
+	return nil
 }
 
 // RunLen is the length of the encoded run at the head of b, for runs that lie back to back.
 func RunLen(b []byte) (int, error) {
-	if len(b) < headerLen || string(b[:offVersion]) != runMagic {
-		return 0, fmt.Errorf("densetree: no run here: %w", ErrCorrupt)
+	if err := checkStart(b); err != nil {
+		return 0, fmt.Errorf("densetree: no run here: %w", err)
 	}
-	n := headerLen + int64(binary.LittleEndian.Uint32(b[offBody:])) + crcLen
+	n := int64(binary.LittleEndian.Uint32(b[offBody:]))
+	if binary.LittleEndian.Uint16(b[offVersion:]) == 1 {
+		n += headerLenV1 + crcLen
+	} else {
+		n += int64(headBytes(int(n / pageBytes)))
+	}
 	if n > int64(len(b)) {
 		return 0, fmt.Errorf("densetree: run of %d bytes in %d: %w", n, len(b), ErrCorrupt)
 	}
 	return int(n), nil
 }
 
-// DecodeRun reads what Encode wrote; b is not kept. Errors match ErrCorrupt or ErrNewer.
-func DecodeRun(b []byte) (*Run, error) {
-	if err := checkHeader(b); err != nil {
-		return nil, fmt.Errorf("densetree: decode run: %w", err)
+// decodeHead reads the head of a run of version 2, all of it and nothing else.
+func decodeHead(b []byte) (*Run, error) {
+	le := binary.LittleEndian
+	pages := int(le.Uint32(b[offPages:]))
+	if pages > runMax || len(b) != headBytes(pages) {
+		return nil, fmt.Errorf("%w: head of %d bytes for %d pages", ErrCorrupt, len(b), pages)
+	}
+	end := offIndex + 8*pages
+	if got, want := block.CRC(b[:end]), le.Uint32(b[end:]); got != want {
+		return nil, fmt.Errorf("%w: crc %08x, stored %08x", ErrCorrupt, got, want)
 	}
 	r := &Run{
-		ID:    binary.LittleEndian.Uint64(b[offID:]),
-		Level: int(binary.LittleEndian.Uint32(b[offLevel:])),
+		ID: le.Uint64(b[offID:]), Level: int(int32(le.Uint32(b[offLevel:]))), Frozen: le.Uint16(b[offFlags:]) == flagFrozen,
+		First: block.LBA(le.Uint64(b[offFirst:])), Last: block.LBA(le.Uint64(b[offLast:])),
+		count: int(le.Uint32(b[offCount:])), firsts: make([]block.LBA, pages),
 	}
-	count := int(binary.LittleEndian.Uint32(b[offCount:]))
-	d := delta{lba: block.LBA(binary.LittleEndian.Uint64(b[offFirst:]))}
-	in := varints{b: b[headerLen : len(b)-crcLen]}
-	if r.Level > levelsMax || count == 0 || count > min(runMax, len(in.b)) {
-		return nil, fmt.Errorf("densetree: decode run %d: %w: %d entries in %d bytes on level %d",
-			r.ID, ErrCorrupt, count, len(in.b), r.Level)
-	}
-	r.es = make([]packed, 0, count) // an entry takes at least one byte
-	for range count {
-		p, err := d.read(&in)
-		if err != nil {
-			return nil, fmt.Errorf("densetree: decode run %d: entry %d: %w", r.ID, len(r.es), err)
+	for i := range r.firsts {
+		r.firsts[i] = block.LBA(le.Uint64(b[offIndex+8*i:]))
+		if i > 0 && r.firsts[i] <= r.firsts[i-1] {
+			return nil, fmt.Errorf("run %d: %w: page %d starts at %d", r.ID, ErrCorrupt, i, r.firsts[i])
 		}
-		r.es = append(r.es, p)
 	}
-	r.First, r.Last = r.es[0].start(), r.es[count-1].end()-1
-	if len(in.b) > 0 || uint64(r.First) != binary.LittleEndian.Uint64(b[offFirst:]) ||
-		uint64(r.Last) != binary.LittleEndian.Uint64(b[offLast:]) {
-		return nil, fmt.Errorf("densetree: decode run %d: %w: entries cover [%d, %d] with %d bytes left",
-			r.ID, ErrCorrupt, r.First, r.Last, len(in.b))
+	if le.Uint16(b[offFlags:]) > flagFrozen || r.Level < 0 || r.Level > levelsMax || r.Frozen && r.Level > 0 ||
+		pages == 0 || r.count < pages || r.count > runMax || int(le.Uint32(b[offBody:])) != pages*pageBytes ||
+		r.First != r.firsts[0] || r.Last < r.firsts[pages-1] || r.Last >= EndMax || !isZero(b[end+crcLen:]) {
+		return nil, fmt.Errorf("run %d: %w: head", r.ID, ErrCorrupt)
 	}
 	return r, nil
 }
 
-// checkHeader checks everything of b that can be checked without reading the entries.
-func checkHeader(b []byte) error {
-	if len(b) < headerLen+crcLen || string(b[:offVersion]) != runMagic {
-		return fmt.Errorf("%w: not a run", ErrCorrupt)
+func isZero(b []byte) bool {
+	return !slices.ContainsFunc(b, func(c byte) bool { return c != 0 })
+}
+
+// DecodeRun reads what Encode wrote, this release's or an older one's, into memory and checks every
+// entry; b is not kept. Errors match ErrCorrupt or ErrNewer.
+func DecodeRun(b []byte) (*Run, error) {
+	r, err := decodeRun(b)
+	if err != nil {
+		return nil, fmt.Errorf("densetree: decode run: %w", err)
 	}
-	if v := binary.LittleEndian.Uint16(b[offVersion:]); v > runVersion {
-		return fmt.Errorf("%w: version %d", ErrNewer, v)
+	return r, nil
+}
+
+func decodeRun(b []byte) (*Run, error) {
+	if err := checkStart(b); err != nil {
+		return nil, err
 	}
-	if bits := binary.LittleEndian.Uint64(b[offIncomp:]); bits != 0 {
-		return fmt.Errorf("%w: incompat bits %#x", ErrNewer, bits)
+	if binary.LittleEndian.Uint16(b[offVersion:]) == 1 {
+		return decodeV1(b)
 	}
-	body := b[:len(b)-crcLen]
-	if got, want := block.CRC(body), binary.LittleEndian.Uint32(b[len(body):]); got != want {
-		return fmt.Errorf("%w: crc %08x, stored %08x", ErrCorrupt, got, want)
+	n := headBytes(int(min(runMax, binary.LittleEndian.Uint32(b[offPages:]))))
+	if n > len(b) {
+		return nil, fmt.Errorf("%w: head of %d bytes in %d", ErrCorrupt, n, len(b))
 	}
-	if binary.LittleEndian.Uint16(b[offVersion:]) != runVersion ||
-		binary.LittleEndian.Uint16(b[offFlags:]) != 0 ||
-		int64(binary.LittleEndian.Uint32(b[offBody:])) != int64(len(body)-headerLen) {
-		return fmt.Errorf("%w: header", ErrCorrupt)
+	r, err := decodeHead(b[:n])
+	if err != nil {
+		return nil, err
+	}
+	if len(b) != n+len(r.firsts)*pageBytes {
+		return nil, fmt.Errorf("run %d: %w: %d bytes for %d pages", r.ID, ErrCorrupt, len(b), len(r.firsts))
+	}
+	r.mem = slices.Clone(b[n:])
+	return r, r.verify()
+}
+
+// verify reads all of a run in memory and checks that its head tells the truth.
+func (r *Run) verify() error {
+	count, end := 0, r.First
+	for no, first := range r.firsts {
+		p, err := checkPage(r.mem[no*pageBytes:][:pageBytes], r.ID, no, first)
+		if err != nil {
+			return fmt.Errorf("run %d: page %d: %w", r.ID, no, err)
+		}
+		c := p.seek(0)
+		for i := 0; ; i++ {
+			if i%restartEvery == 0 && i < p.count() && len(c.in.b) != p.limit()-p.restart(i/restartEvery) {
+				return fmt.Errorf("run %d: page %d: %w: restart at entry %d", r.ID, no, ErrCorrupt, i)
+			}
+			e, ok, err := c.next()
+			if err != nil {
+				return fmt.Errorf("run %d: page %d: entry %d: %w", r.ID, no, i, err)
+			}
+			if !ok {
+				break
+			}
+			if e.start() < end || i == 0 && e.start() != first {
+				return fmt.Errorf("run %d: page %d: %w: entry %d starts at %d", r.ID, no, ErrCorrupt, i, e.start())
+			}
+			end = e.end()
+			count++
+		}
+		if !isZero(c.in.b) {
+			return fmt.Errorf("run %d: page %d: %w: bytes behind the last entry", r.ID, no, ErrCorrupt)
+		}
+	}
+	if count != r.count || end-1 != r.Last {
+		return fmt.Errorf("run %d: %w: %d entries up to %d", r.ID, ErrCorrupt, count, end)
 	}
 	return nil
-}
-
-// read decodes the next entry.
-func (d *delta) read(in *varints) (packed, error) {
-	tag := in.byte()
-	if tag&^tagKnown != 0 {
-		return packed{}, fmt.Errorf("%w: tag %#x", ErrCorrupt, tag)
-	}
-	e := Entry{LBA: d.lba, Kind: Kind(tag & tagKind), Blocks: uint64(d.blocks)}
-	var gap uint64
-	if tag&tagGap != 0 {
-		gap = in.uint(uint64(EndMax))
-	}
-	if tag&tagBlocks != 0 {
-		e.Blocks = in.uint(uint64(EndMax))
-	} else if e.Kind != Data {
-		e.Blocks = 0 // refused below
-	}
-	e.LBA += block.LBA(gap) // neither exceeds EndMax
-	if e.Kind == Data {
-		extent := d.extent
-		if tag&tagExtent != 0 {
-			extent += uint64(in.int())
-		}
-		e.Extent, e.Orig = block.ExtentID(extent), uint16(min(e.Blocks, 1<<16-1))
-		if tag&tagPart != 0 {
-			e.Off, e.Orig = uint16(in.uint(1<<16-1)), uint16(in.uint(1<<16-1))
-		}
-	} else if tag&(tagExtent|tagPart) != 0 {
-		return packed{}, fmt.Errorf("%w: tag %#x", ErrCorrupt, tag)
-	}
-	if in.bad {
-		return packed{}, fmt.Errorf("%w: cut short or out of bounds", ErrCorrupt)
-	}
-	if err := e.validate(); err != nil {
-		return packed{}, fmt.Errorf("%w: %w", ErrCorrupt, err)
-	}
-	p := pack(e)
-	d.follow(p)
-	return p, nil
-}
-
-// varints takes numbers off the front of b; bad is set when one was cut short or too large.
-type varints struct {
-	b   []byte
-	bad bool
-}
-
-func (v *varints) byte() byte {
-	if len(v.b) == 0 {
-		v.bad = true
-		return 0
-	}
-	c := v.b[0]
-	v.b = v.b[1:]
-	return c
-}
-
-func (v *varints) uint(max uint64) uint64 {
-	x, n := binary.Uvarint(v.b)
-	if n <= 0 || x > max {
-		v.bad = true
-		return 0
-	}
-	v.b = v.b[n:]
-	return x
-}
-
-func (v *varints) int() int64 {
-	x, n := binary.Varint(v.b)
-	if n <= 0 {
-		v.bad = true
-		return 0
-	}
-	v.b = v.b[n:]
-	return x
 }

@@ -1,70 +1,60 @@
-// Package densetree is the logical map of one disk version: LBA range to stored extent, hole or
-// base. Level 0 is a B-tree in memory; each level below is a row of immutable sorted runs and may
-// hold 16 times as many entries as the one above. Where levels overlap, the upper one wins.
-//
-//	level 0   B-tree      ▪▪  ▪      ▪▪▪        ≤ Level0Max entries, newest
-//	level 1   runs      ▬▬▬▬▬ ▬▬▬▬    ▬▬▬▬▬     ≤ Level0Max · 16
-//	level 2   runs    ▬▬▬▬▬▬▬▬▬▬▬▬▬▬▬▬▬▬▬▬▬▬▬▬  ≤ Level0Max · 256
-//
-// When a level is too large, part of it (all of level 0, one run of another level, taken in turn)
-// is merged into the next. A merge rewrites the runs that its input overlaps and any small run
-// (below half of RunMax) beside them; all other runs keep their identity, so a checkpoint that
-// stored them need not store them again. Holes stay in the lowest level too, since a tree may lie
-// over another one.
-//
-// A run is encoded as below; integers are little-endian, varints are those of encoding/binary.
-//
-//	0       4         6       8          16   24      28      32      40     48     52
-//	+-------+---------+-------+----------+----+-------+-------+-------+------+------+---------+-----+
-//	| GDRN  | version | flags | incompat | id | level | count | first | last | body | entries | crc |
-//	+-------+---------+-------+----------+----+-------+-------+-------+------+------+---------+-----+
-//
-// version is 1, flags are 0, first and last are the first and the last LBA covered, body is the
-// length of the entries in bytes, crc is CRC32C over everything before it. An entry is a tag byte
-// and the varints its bits announce, in this order:
-//
-//	bits 0-1  kind: 1 data, 2 hole, 3 base
-//	bit  2    gap: blocks between the end of the previous entry and this one (else 0;
-//	          the first entry starts at "first" and never has it)
-//	bit  3    blocks (else as many as the previous data entry had; always set for hole and base)
-//	bit  4    extent: zigzag of name minus (previous name + 1) (else the previous name + 1)
-//	bit  5    part of an extent: off, orig (else off is 0 and orig is blocks)
-//
-// A map of whole 4 KiB extents written in order costs 1 byte per entry.
 package densetree
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
 
-	"github.com/tidwall/btree"
-
 	"graindisk/block"
 )
 
+// ErrClosed means that the tree has been closed.
+var ErrClosed = errors.New("map is closed")
+
 // Options of a tree; a zero field means its default.
 type Options struct {
-	Level0Max int // entries of level 0 before it is merged down; default 64 Ki
+	Level0Max int // entries of level 0 before it is frozen and merged down; default 128 Ki
 	RunMax    int // entries of one run, in [2, 65536]; default 64 Ki
 
-	// NextRunID names runs: unique within the tree for ever. Default: one above the highest so far.
+	// Store keeps the runs of the levels below; without one they stay in memory.
+	Store *Store
+
+	// NextRunID names runs: unique within the tree for ever, safe for concurrent use. Default: one above
+	// the highest so far.
 	NextRunID func() uint64
 
-	// Lost is told, once, of every block of an extent that leaves the tree because a newer entry
-	// hides it: when level 0 is overwritten at once, else when the levels that hold the two are
-	// merged. It is called by the goroutine of Put, Flush or Compact after the change is visible,
-	// and may call Lookup, not the writing methods. Storing the very same mapping again loses nothing.
-	Lost func(id block.ExtentID, blocks uint32)
+	// Lost is told, once, of every block of an extent that leaves the tree because a newer entry hides
+	// it: when level 0 is overwritten at once, else when the levels that hold the two are merged. Storing
+	// the very same mapping again loses nothing. It is called after the change is visible, by Put or by
+	// the merging goroutine, and may call Lookup and Snapshot, nothing else of the tree.
+	Lost func([]Loss)
+
+	// Guard is held while the content changes and Lost is told of it. Whoever excludes all holders sees
+	// the trees and what Lost has been told at one moment: give the read side of a lock to every tree,
+	// and take Snapshots under its write side. A tree loaded from such a snapshot, beside a copy of what
+	// Lost had been told by then, tells the rest once. Default: none.
+	Guard sync.Locker
+
+	// Hold, while it is true, keeps Put from freezing level 0, which grows, and so from waiting: for the
+	// replay of a log at start. Default: never.
+	Hold *atomic.Bool
+
+	// MergeFailed is told when a merge in the background has failed. The tree stays as it was and level
+	// 0 grows; the merge is tried again as it does. Default: nobody is told.
+	MergeFailed func(error)
+
+	installRuns int // runs that a merge makes before it puts them in place; default 16, some 8 MB
 }
 
 const (
-	level0Default = 64 << 10
+	level0Default = 128 << 10
+	level0Min     = 8 << 10 // of a small tree; 220 KB
 	runMax        = 64 << 10
-	levelsMax     = 8  // below level 0: 2^48 entries with the default Level0Max
-	fanout        = 16 // size of a level in units of the one above
-	putChunk      = 64 // entries stored per hold of the lock, some 100 µs
+	putMin        = 64 // entries that are put together, though level 0 should hold fewer
+	levelsMax     = 8  // below level 0
+	fanout        = 4  // size of a level in units of the one above
 )
 
 func (o Options) withDefaults() Options {
@@ -74,11 +64,28 @@ func (o Options) withDefaults() Options {
 	if o.RunMax == 0 {
 		o.RunMax = runMax
 	}
+	if o.installRuns == 0 {
+		o.installRuns = 16
+	}
 	if o.Lost == nil {
-		o.Lost = func(block.ExtentID, uint32) {}
+		o.Lost = func([]Loss) {}
+	}
+	if o.Guard == nil {
+		o.Guard = noLock{}
+	}
+	if o.Hold == nil {
+		o.Hold = new(atomic.Bool)
+	}
+	if o.MergeFailed == nil {
+		o.MergeFailed = func(error) {}
 	}
 	return o
 }
+
+type noLock struct{}
+
+func (noLock) Lock()   {}
+func (noLock) Unlock() {}
 
 func (o Options) validate() error {
 	if o.Level0Max < 1 {
@@ -90,24 +97,23 @@ func (o Options) validate() error {
 	return nil
 }
 
-// Tree is the map of one disk version. Lookup may be called by any number of goroutines, also
-// while a Put merges; the writing methods and Snapshot take turns.
+// Tree is the map of one disk version. All methods are safe for concurrent use; the writing ones take
+// turns. Lookup and Snapshot never wait for longer than a pointer takes to change.
 type Tree struct {
 	o      Options
-	writer sync.Mutex    // one Put, Flush, Compact or Snapshot at a time; taken before mu
-	lastID uint64        // highest run ID so far; guarded by writer
-	cursor []block.LBA   // per level, where the last merged run ended; guarded by writer
-	merged atomic.Uint64 // entries written by merges
+	writer sync.Mutex // one Put, Flush or Compact at a time; taken before all others
+	lastID atomic.Uint64
+	bg     background
+	stats  counters
+	below  atomic.Int64             // entries of all levels
+	cursor [levelsMax + 1]block.LBA // per level, where the last merged run ended; the merge's
 
-	mu sync.RWMutex // guards c; c changes only with writer held as well, so a writer reads it freely
-	c  content
+	mu     sync.RWMutex // guards the next two, which change only with o.Guard held as well
+	level0 level0       // changed by the writer alone
+	rows   *rows        // nil once closed
 }
 
-// content is what a lookup sees. levels and the runs are never changed, only replaced.
-type content struct {
-	level0 *btree.BTreeG[packed]
-	levels [][]*Run // levels[i] is level i+1, its runs in LBA order
-}
+type counters struct{ put, merged, mergedBytes atomic.Uint64 }
 
 // New makes an empty tree. It panics if the options are out of bounds.
 func New(o Options) *Tree {
@@ -118,45 +124,95 @@ func New(o Options) *Tree {
 	return t
 }
 
-// Load makes a tree of runs that Runs or Snapshot.Runs gave, in any order. Runs of level 0 become
-// its level 0 again.
+// Load makes a tree of runs that a Snapshot had, in any order: each from Store.Open of the tree's store,
+// or in memory; of the latter those of lower levels are moved to the store.
 func Load(o Options, runs []*Run) (*Tree, error) {
 	o = o.withDefaults()
 	if err := o.validate(); err != nil {
 		return nil, fmt.Errorf("densetree: invalid options: %w", err)
 	}
-	t := &Tree{o: o, c: content{level0: newLevel0()}}
+	t := &Tree{o: o}
+	t.bg.init()
 	seen := make(map[uint64]bool, len(runs))
-	var top []*Run
+	var top, frozen []*Run
+	levels := [][]*Run{}
 	for _, r := range runs {
 		if seen[r.ID] {
 			return nil, fmt.Errorf("densetree: load run %d: %w: twice", r.ID, ErrCorrupt)
 		}
 		seen[r.ID] = true
-		t.lastID = max(t.lastID, r.ID)
-		if r.Level == 0 {
-			top = append(top, r)
-			continue
-		}
-		if r.Level < 0 || r.Level > levelsMax {
+		t.lastID.Store(max(t.lastID.Load(), r.ID))
+		switch {
+		case r.Level < 0 || r.Level > levelsMax:
 			return nil, fmt.Errorf("densetree: load run %d: %w: level %d", r.ID, ErrCorrupt, r.Level)
+		case r.Frozen:
+			frozen = append(frozen, r)
+		case r.Level == 0:
+			top = append(top, r)
+		default:
+			for len(levels) < r.Level {
+				levels = append(levels, nil)
+			}
+			levels[r.Level-1] = append(levels[r.Level-1], r)
 		}
-		for len(t.c.levels) < r.Level {
-			t.c.levels = append(t.c.levels, nil)
-		}
-		t.c.levels[r.Level-1] = append(t.c.levels[r.Level-1], r)
 	}
-	for _, row := range append(t.c.levels, top) {
+	for _, row := range append([][]*Run{top, frozen}, levels...) {
 		if err := sortRow(row); err != nil {
 			return nil, err
 		}
 	}
-	for _, r := range top {
-		for _, p := range r.es {
-			t.c.level0.Load(p)
+	if err := t.loadLevel0(top); err != nil {
+		return nil, err
+	}
+	if o.Store != nil {
+		if err := o.Store.adopt(levels); err != nil {
+			return nil, err
+		}
+		o.Store.trees.Add(1)
+		o.Store.level0.Add(int64(t.level0.n))
+	}
+	t.rows = newRows(frozen, levels)
+	t.below.Store(int64(t.rows.len()))
+	return t, nil
+}
+
+// adopt moves what is in memory to files.
+func (s *Store) adopt(levels [][]*Run) error {
+	moved := false
+	for _, row := range levels {
+		for i, r := range row {
+			if r.store != nil {
+				continue
+			}
+			stored, err := s.add(r)
+			if err != nil {
+				return err
+			}
+			row[i], moved = stored, true
 		}
 	}
-	return t, nil
+	if moved {
+		return s.syncNames()
+	}
+	return nil
+}
+
+func (t *Tree) loadLevel0(runs []*Run) error {
+	in := newRowReader(runs)
+	defer in.close()
+	var es []packed
+	for {
+		p, ok, err := in.next()
+		if err != nil {
+			return err
+		}
+		if !ok {
+			break
+		}
+		es = append(es, p)
+	}
+	t.level0.cut(es)
+	return nil
 }
 
 // sortRow orders the runs of one level and checks that they do not overlap.
@@ -176,80 +232,112 @@ func sortRow(row []*Run) error {
 	return nil
 }
 
-// Put stores es as the newest content; they may be in any order but must not overlap each other.
-// When level 0 is full, Put merges it down before it returns. It panics on an invalid entry.
+// Put stores es as the newest content; they may be in any order but must not overlap each other. Many
+// entries of one stretch of the disk, in order, cost least. When level 0 is full, Put freezes it and has
+// it merged in the background; it waits only if that is still going on for the one before. It panics on
+// an invalid entry.
 func (t *Tree) Put(es []Entry) {
-	t.writer.Lock()
-	defer t.writer.Unlock()
-	for chunk := range slices.Chunk(es, putChunk) {
-		t.putChunk(chunk)
-		if t.c.level0.Len() >= t.o.Level0Max {
-			t.flush()
-		}
-	}
-}
-
-// putChunk stores es in level 0 under one hold of the lock.
-func (t *Tree) putChunk(es []Entry) {
-	for _, e := range es {
+	ps := make([]packed, len(es))
+	for i, e := range es {
 		if err := e.validate(); err != nil {
 			panic(fmt.Errorf("densetree: put: %w", err))
 		}
+		ps[i] = pack(e)
 	}
-	var lost []loss
-	t.mu.Lock()
-	for _, e := range es {
-		lost = insert(t.c.level0, pack(e), lost)
+	byLBA := func(a, b packed) int {
+		if a.start() < b.start() {
+			return -1
+		}
+		return 1
 	}
-	t.mu.Unlock()
-	t.report(lost)
-}
-
-func (t *Tree) report(lost []loss) {
-	for _, l := range lost {
-		t.o.Lost(l.extent, l.blocks)
+	if !slices.IsSortedFunc(ps, byLBA) {
+		slices.SortFunc(ps, byLBA)
 	}
-}
-
-// Flush merges level 0 down, so that Runs holds everything.
-func (t *Tree) Flush() {
 	t.writer.Lock()
 	defer t.writer.Unlock()
-	t.flush()
-}
-
-// Compact merges everything into the lowest level; every hidden block has then been reported.
-func (t *Tree) Compact() {
-	t.writer.Lock()
-	defer t.writer.Unlock()
-	t.flush()
-	for i := 0; i < len(t.c.levels)-1; i++ {
-		for len(t.c.levels[i]) > 0 {
-			t.mergeRun(i)
+	t.stats.put.Add(uint64(len(ps)))
+	for len(ps) > 0 {
+		n, hold := len(ps), t.o.Hold.Load()
+		if !hold {
+			n = min(n, max(putMin, t.level0Limit()-t.level0.n))
+		}
+		t.putSorted(ps[:n])
+		ps = ps[n:]
+		if !hold && t.level0Full() {
+			t.freeze()
 		}
 	}
 }
 
-// Runs is the content of the levels below level 0, upper levels first, each in LBA order. After
-// Flush that is everything.
-func (t *Tree) Runs() []*Run {
-	t.mu.RLock()
-	defer t.mu.RUnlock()
-	return slices.Concat(t.c.levels...)
+// putSorted stores ps in level 0, all of them at one moment.
+func (t *Tree) putSorted(ps []packed) {
+	next, lost := t.level0.put(ps, nil)
+	t.setLevel0(next, nil, lost)
+}
+
+// setLevel0 makes next the level 0 and, if there are any, frozen the frozen one, which was none, and
+// tells what was lost by that.
+func (t *Tree) setLevel0(next level0, frozen []*Run, lost []Loss) {
+	if s := t.o.Store; s != nil {
+		s.level0.Add(int64(next.n - t.level0.n))
+	}
+	var old *rows
+	t.o.Guard.Lock()
+	t.mu.Lock()
+	t.level0 = next
+	if len(frozen) > 0 {
+		old = t.rows
+		t.rows = newRows(frozen, old.levels())
+	}
+	t.mu.Unlock()
+	if len(lost) > 0 {
+		t.o.Lost(lost)
+	}
+	t.o.Guard.Unlock()
+	if old != nil {
+		old.release()
+	}
+}
+
+// level0Limit is how many entries level 0 may have: an eighth of what lies below, so that a small tree
+// takes little memory.
+func (t *Tree) level0Limit() int {
+	return min(t.o.Level0Max, max(level0Min, int(t.below.Load()/8)))
+}
+
+func (t *Tree) level0Full() bool {
+	if t.level0.n >= t.level0Limit() {
+		return true
+	}
+	s := t.o.Store
+	return s != nil && s.level0.Load() > int64(s.o.Level0Total) && int64(t.level0.n)*s.trees.Load() >= s.level0.Load()
 }
 
 // Lookup tells fn what [lba, lba+blocks) is made of: the pieces come in order, clipped, and cover
-// the range completely; what was never written is None. It stops when fn returns false and then
-// returns false. fn runs without any lock and may take its time; it sees the tree as it was when
-// Lookup was called. It panics if the range ends beyond EndMax.
-func (t *Tree) Lookup(lba block.LBA, blocks uint64, fn func(Entry) bool) bool {
+// the range completely; what was never written is None. It stops when fn returns false. fn runs without
+// any lock and may take its time; it sees the tree as it was when Lookup was called. It panics if the
+// range ends beyond EndMax. An error names a page that cannot be read; it matches ErrCorrupt if the page
+// is damaged.
+func (t *Tree) Lookup(lba block.LBA, blocks uint64, fn func(Entry) bool) error {
 	end := rangeEnd(lba, blocks)
+	l0, w, err := t.content()
+	if err != nil {
+		return err
+	}
+	defer w.release()
 	var buf [32]packed
+	return resolve(l0.overlapping(lba, end, buf[:0]), w.all, lba, end, fn)
+}
+
+// content is the tree of this moment; the caller releases the rows.
+func (t *Tree) content() (level0, *rows, error) {
 	t.mu.RLock()
-	hits := overlapping(t.c.level0, lba, end, buf[:0])
-	levels := t.c.levels
-	t.mu.RUnlock()
-	return resolve(hits, levels, lba, end, fn)
+	defer t.mu.RUnlock()
+	if t.rows == nil {
+		return level0{}, nil, ErrClosed
+	}
+	t.rows.refs.Add(1)
+	return t.level0, t.rows, nil
 }
 
 func rangeEnd(lba block.LBA, blocks uint64) block.LBA {
@@ -259,26 +347,42 @@ func rangeEnd(lba block.LBA, blocks uint64) block.LBA {
 	return lba + block.LBA(blocks)
 }
 
-// Stats are counts of one moment.
+// Stats are counts of one moment, and sums since the tree was made.
 type Stats struct {
-	Entries int    // of all levels; hidden ones count until a merge finds them
-	Level0  int    // entries of level 0
-	Levels  int    // levels below level 0
-	Runs    int    // runs of those
-	Bytes   int64  // memory of the entries
-	Merged  uint64 // entries that merges have written since the tree was made
+	Entries     int    // of all levels; hidden ones count until a merge finds them
+	Level0      int    // entries of level 0
+	Levels      int    // levels below level 0
+	Runs        int    // runs of those
+	MemoryBytes int64  // of level 0, of what is frozen, and of the indexes
+	Bytes       int64  // of the pages in files
+	Put         uint64 // entries that were put
+	Merged      uint64 // entries that merges have written
+	MergedBytes uint64 // bytes that merges have written
+	MergeErr    error  // why the last merge failed
 }
 
-// Stats counts the tree's content.
+// Stats counts the tree's content; a closed tree has none.
 func (t *Tree) Stats() Stats {
-	t.mu.RLock()
-	defer t.mu.RUnlock()
-	s := Stats{Level0: t.c.level0.Len(), Levels: len(t.c.levels), Merged: t.merged.Load()}
-	s.Entries = s.Level0
-	for _, row := range t.c.levels {
-		s.Runs += len(row)
-		s.Entries += rowLen(row)
+	l0, w, err := t.content()
+	if err != nil {
+		return Stats{}
 	}
-	s.Bytes = int64(s.Entries) * packedBytes
+	defer w.release()
+	s := Stats{
+		Level0: l0.n, Levels: len(w.levels()), Entries: l0.n, MemoryBytes: int64(l0.n*packedBytes + len(l0.chunks)*packedBytes),
+		Put: t.stats.put.Load(), Merged: t.stats.merged.Load(), MergedBytes: t.stats.mergedBytes.Load(), MergeErr: t.bg.lastErr(),
+	}
+	for i, row := range w.all {
+		s.Entries += rowLen(row)
+		if i > 0 {
+			s.Runs += len(row)
+		}
+		for _, r := range row {
+			s.MemoryBytes += int64(len(r.mem) + 8*len(r.firsts))
+			if r.mem == nil {
+				s.Bytes += int64(headBytes(len(r.firsts)) + len(r.firsts)*pageBytes)
+			}
+		}
+	}
 	return s
 }
