@@ -137,17 +137,18 @@ func (p packed) sameBlocks(q packed) bool {
 	return p.ref == q.ref && uint64(p.start())-uint64(p.off) == uint64(q.start())-uint64(q.off)
 }
 
-// loss is blocks of an extent that nothing in the tree maps any longer.
-type loss struct {
-	extent block.ExtentID
-	blocks uint32
+// Loss is blocks of an extent that nothing in the tree maps any longer.
+type Loss struct {
+	Extent block.ExtentID
+	Orig   uint16 // blocks of the whole extent when it was stored
+	Blocks uint16 // at least 1
 }
 
 // appendLoss notes what of old disappears behind newer, which overlaps it.
-func appendLoss(lost []loss, old, newer packed) []loss {
+func appendLoss(lost []Loss, old, newer packed) []Loss {
 	if old.kind() != Data || newer.kind() == Data && old.sameBlocks(newer) {
 		return lost
 	}
 	hidden := old.clip(newer.start(), newer.end())
-	return append(lost, loss{block.ExtentID(old.ref), uint32(hidden.blocks)})
+	return append(lost, Loss{Extent: block.ExtentID(old.ref), Orig: old.orig, Blocks: hidden.blocks})
 }

@@ -34,7 +34,7 @@ func overlapping(l0 *btree.BTreeG[packed], lba, end block.LBA, hits []packed) []
 }
 
 // insert stores p as the newest, cuts what it covers and appends what is lost by that.
-func insert(l0 *btree.BTreeG[packed], p packed, lost []loss) []loss {
+func insert(l0 *btree.BTreeG[packed], p packed, lost []Loss) []Loss {
 	var buf [16]packed
 	for _, old := range overlapping(l0, p.start(), p.end(), buf[:0]) {
 		lost = appendLoss(lost, old, p)

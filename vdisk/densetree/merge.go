@@ -50,7 +50,9 @@ func (t *Tree) mergeRun(i int) {
 }
 
 // swap makes c what readers see, then reports what was lost on the way.
-func (t *Tree) swap(c content, lost []loss) {
+func (t *Tree) swap(c content, lost []Loss) {
+	t.o.Guard.Lock()
+	defer t.o.Guard.Unlock()
 	t.mu.Lock()
 	t.c = c
 	t.mu.Unlock()
@@ -58,7 +60,7 @@ func (t *Tree) swap(c content, lost []loss) {
 }
 
 // mergeInto returns new levels in which es, newer than levels[i], is part of levels[i].
-func (t *Tree) mergeInto(es []packed, levels [][]*Run, i int) ([][]*Run, []loss) {
+func (t *Tree) mergeInto(es []packed, levels [][]*Run, i int) ([][]*Run, []Loss) {
 	levels = slices.Clone(levels)
 	for len(levels) <= i {
 		levels = append(levels, nil)
@@ -66,7 +68,7 @@ func (t *Tree) mergeInto(es []packed, levels [][]*Run, i int) ([][]*Run, []loss)
 	row := levels[i]
 	rewrite := t.plan(es, row)
 	var merged []*Run
-	var lost []loss
+	var lost []Loss
 	for len(es) > 0 || len(row) > 0 {
 		// Between two kept runs lie runs to rewrite, entries of es, both or neither.
 		n := slices.Index(rewrite, false)
@@ -122,7 +124,7 @@ func (t *Tree) plan(es []packed, row []*Run) []bool {
 }
 
 // mergeEntries lays es over the runs and appends to lost what it hides of them.
-func mergeEntries(es []packed, runs []*Run, lost []loss) ([]packed, []loss) {
+func mergeEntries(es []packed, runs []*Run, lost []Loss) ([]packed, []Loss) {
 	out := make([]packed, 0, len(es)+rowLen(runs))
 	old := cursor{runs: runs}
 	old.next()

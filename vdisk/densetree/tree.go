@@ -55,8 +55,13 @@ type Options struct {
 	// Lost is told, once, of every block of an extent that leaves the tree because a newer entry
 	// hides it: when level 0 is overwritten at once, else when the levels that hold the two are
 	// merged. It is called by the goroutine of Put, Flush or Compact after the change is visible,
-	// and may call Lookup, not the writing methods. Storing the very same mapping again loses nothing.
-	Lost func(id block.ExtentID, blocks uint32)
+	// and may call Lookup, not the writing methods. The slice is its own to keep. Storing the very
+	// same mapping again loses nothing.
+	Lost func([]Loss)
+
+	// Guard is held while the content is changed and Lost is told of it. Who holds the other side of
+	// it (it may be the read side of a sync.RWMutex) sees both or neither. Default: none.
+	Guard sync.Locker
 }
 
 const (
@@ -75,10 +80,19 @@ func (o Options) withDefaults() Options {
 		o.RunMax = runMax
 	}
 	if o.Lost == nil {
-		o.Lost = func(block.ExtentID, uint32) {}
+		o.Lost = func([]Loss) {}
+	}
+	if o.Guard == nil {
+		o.Guard = unguarded{}
 	}
 	return o
 }
+
+// unguarded is the lock of nothing.
+type unguarded struct{}
+
+func (unguarded) Lock()   {}
+func (unguarded) Unlock() {}
 
 func (o Options) validate() error {
 	if o.Level0Max < 1 {
@@ -196,7 +210,9 @@ func (t *Tree) putChunk(es []Entry) {
 			panic(fmt.Errorf("densetree: put: %w", err))
 		}
 	}
-	var lost []loss
+	var lost []Loss
+	t.o.Guard.Lock()
+	defer t.o.Guard.Unlock()
 	t.mu.Lock()
 	for _, e := range es {
 		lost = insert(t.c.level0, pack(e), lost)
@@ -205,9 +221,9 @@ func (t *Tree) putChunk(es []Entry) {
 	t.report(lost)
 }
 
-func (t *Tree) report(lost []loss) {
-	for _, l := range lost {
-		t.o.Lost(l.extent, l.blocks)
+func (t *Tree) report(lost []Loss) {
+	if len(lost) > 0 {
+		t.o.Lost(lost)
 	}
 }
 

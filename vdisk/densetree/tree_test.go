@@ -86,7 +86,11 @@ type mapping interface {
 // ledger counts stored and lost blocks per extent.
 type ledger map[block.ExtentID]int
 
-func (l ledger) lost(id block.ExtentID, n uint32) { l[id] -= int(n) }
+func (l ledger) lost(ls []Loss) {
+	for _, x := range ls {
+		l[x.Extent] -= int(x.Blocks)
+	}
+}
 
 // randomEntry is an entry on a disk of n blocks: mostly data of up to 16 blocks, whole or in part.
 func randomEntry(r *rand.Rand, n int, extent block.ExtentID) Entry {
@@ -420,7 +424,7 @@ func TestLevelsKeepTheirSizes(t *testing.T) {
 }
 
 func TestStoringTheSameMappingAgainLosesNothing(t *testing.T) {
-	tree := New(Options{Lost: func(id block.ExtentID, n uint32) { t.Errorf("lost %d blocks of %v", n, id) }})
+	tree := New(Options{Lost: func(ls []Loss) { t.Errorf("lost %v", ls) }})
 	es := grains(0, 10, 1, 100)
 	tree.Put(es)
 	tree.Flush()
@@ -560,5 +564,26 @@ func TestReadersGoOnWhileMerging(t *testing.T) {
 	wg.Wait()
 	if s := tree.Stats(); s.Merged < n*rounds || s.Levels < 2 {
 		t.Errorf("too little was merged for this test to mean anything: %+v", s)
+	}
+}
+
+// TestLossesNameTheWholeAndComeUnderTheGuard overwrites part of an extent in level 0 and another part by
+// a merge: both losses say how large the extent was, and are told with the guard held.
+func TestLossesNameTheWholeAndComeUnderTheGuard(t *testing.T) {
+	var guard sync.RWMutex
+	var got []Loss
+	tree := New(Options{Guard: &guard, Lost: func(ls []Loss) {
+		if guard.TryRLock() {
+			t.Error("a loss is told without the guard")
+		}
+		got = append(got, ls...)
+	}})
+	tree.Put([]Entry{{LBA: 0, Blocks: 16, Kind: Data, Extent: 7, Orig: 16}})
+	tree.Put([]Entry{{LBA: 2, Blocks: 3, Kind: Hole}})
+	tree.Flush()
+	tree.Put([]Entry{{LBA: 10, Blocks: 4, Kind: Data, Extent: 8, Orig: 4}})
+	tree.Compact()
+	if want := []Loss{{Extent: 7, Orig: 16, Blocks: 3}, {Extent: 7, Orig: 16, Blocks: 4}}; !slices.Equal(got, want) {
+		t.Errorf("told %v, want %v", got, want)
 	}
 }
