@@ -27,7 +27,7 @@ import (
 //	+-------+-----+-----+----------+-------+---+------+------+-----+------+
 //
 // crc is CRC32C over the header without it and the body. The manifest's body is a snapshot in JSON;
-// the body of another part is encoded runs back to back.
+// the body of another part is encoded runs and blobs of the usage table back to back.
 const (
 	partMagic     = "GDCK"
 	partVersion   = 1
@@ -122,21 +122,27 @@ func (p *Pool) publishCheckpoint(ctx context.Context) error {
 		part, body = part+1, nil
 		return err
 	}
-	s, err := p.snapshotNow(func(r *densetree.Run) (runRef, error) {
+	put := func(b []byte) (runRef, error) {
+		if len(body)+len(b) > partBytesFull {
+			if err := flush(); err != nil {
+				return runRef{}, err
+			}
+		}
+		ref := runRef{Epoch: epoch, N: n, Part: part, Off: int64(len(body)), Len: int64(len(b))}
+		body = append(body, b...)
+		return ref, nil
+	}
+	s, err := p.snapshotNow(func(r *densetree.Run) (ref runRef, err error) {
 		ref, ok := p.pub.ckpt.runs[r.ID]
 		if !ok {
-			b := r.Encode()
-			if len(body)+len(b) > partBytesFull {
-				if err := flush(); err != nil {
-					return ref, err
-				}
+			if ref, err = put(r.Encode()); err != nil {
+				return ref, err
 			}
-			ref = runRef{ID: r.ID, Epoch: epoch, N: n, Part: part, Off: int64(len(body)), Len: int64(len(b))}
-			body = append(body, b...)
+			ref.ID = r.ID
 		}
 		next[r.ID] = ref
 		return ref, nil
-	})
+	}, put)
 	if err == nil {
 		err = flush()
 	}
@@ -251,7 +257,7 @@ func (p *Pool) loadCheckpoint(ctx context.Context, v root.Value) error {
 		part     int
 	}
 	parts := map[partID][]byte{}
-	return p.loadTrees(s, func(r runRef) (*densetree.Run, error) {
+	get := func(r runRef) ([]byte, error) {
 		id := partID{r.Epoch, r.N, r.Part}
 		if parts[id] == nil {
 			b, err := p.getPart(ctx, r.Epoch, r.N, r.Part)
@@ -264,9 +270,16 @@ func (p *Pool) loadCheckpoint(ctx context.Context, v root.Value) error {
 		if r.Off < 0 || r.Len < 0 || r.Off > int64(len(b))-r.Len {
 			return nil, fmt.Errorf("run %d outside its part: %w", r.ID, segment.ErrDamaged)
 		}
+		return b[r.Off : r.Off+r.Len], nil
+	}
+	return p.loadTrees(s, func(r runRef) (*densetree.Run, error) {
+		b, err := get(r)
+		if err != nil {
+			return nil, err
+		}
 		p.pub.ckpt.runs[r.ID] = r
-		return densetree.DecodeRun(b[r.Off : r.Off+r.Len])
-	})
+		return densetree.DecodeRun(b)
+	}, get)
 }
 
 // sort gives the snapshot one order, whatever order the maps gave.

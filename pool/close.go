@@ -86,6 +86,7 @@ type Status struct {
 	UnpublishedAgeSeconds float64        `json:"unpublished_age_seconds"`
 	Stripe                string         `json:"stripe"`
 	Segments              int            `json:"segments"`
+	Space                 SpaceStatus    `json:"space"`
 	Targets               []TargetStatus `json:"targets"`
 	Tier                  TierStatus     `json:"tier"`
 }
@@ -125,6 +126,7 @@ func (p *Pool) Status() Status {
 	}
 	v := p.value()
 	s.PublishedCut = v.Cut
+	s.Space = p.spaceStatus()
 	s.Stripe = fmt.Sprintf("%d+%d", v.Stripe.Data, v.Stripe.Parity)
 	p.mu.Lock()
 	defer p.mu.Unlock()

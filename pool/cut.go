@@ -246,6 +246,8 @@ func (p *Pool) value() root.Value {
 // applyCut brings the maps to the cut: unmaps, then extents, then the disk table. It is the same for
 // a cut just published and for one read back at recovery.
 func (p *Pool) applyCut(rec *segment.CutRecord, last segment.Info, idx []*segment.Index) {
+	p.applying.Lock()
+	defer p.applying.Unlock()
 	for _, ch := range rec.Disks {
 		if ch.Meta != nil {
 			p.pub.disks[ch.Disk] = *ch.Meta
@@ -258,6 +260,7 @@ func (p *Pool) applyCut(rec *segment.CutRecord, last segment.Info, idx []*segmen
 	}
 	p.segments[last.ID] = last
 	p.mu.Unlock()
+	p.addUsage(rec.AllSegments(last), rec.Time)
 	for _, ch := range rec.Disks {
 		if t := p.tree(ch.Disk); t != nil && len(ch.Unmaps) > 0 {
 			holes := make([]densetree.Entry, len(ch.Unmaps))

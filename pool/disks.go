@@ -83,7 +83,10 @@ func (p *Pool) addDisk(id block.DiskID, meta segment.DiskMeta) {
 }
 
 func (p *Pool) treeOptions() densetree.Options {
-	return densetree.Options{NextRunID: func() uint64 { return p.runID.Add(1) }}
+	return densetree.Options{
+		Level0Max: p.o.level0Max, RunMax: p.o.runMax, NextRunID: func() uint64 { return p.runID.Add(1) },
+		Lost: p.lost, Guard: p.guard.RLocker(),
+	}
 }
 
 // tree is the map of a disk's published blocks; nil if there is no such disk.

@@ -35,6 +35,7 @@ import (
 	"graindisk/backend"
 	"graindisk/block"
 	"graindisk/grains/cache"
+	"graindisk/grains/extent"
 	"graindisk/grains/segment"
 	"graindisk/internal/vfs"
 	"graindisk/pool/root"
@@ -99,6 +100,8 @@ type Options struct {
 	// RootTimeout is how long Open waits for the root before it serves from an intact log; default 5 s.
 	RootTimeout time.Duration
 	Log         *slog.Logger
+
+	level0Max, runMax int // of the dense trees: tests make them small
 }
 
 func (o Options) withDefaults() Options {
@@ -169,6 +172,14 @@ type Pool struct {
 	runID  atomic.Uint64        // numbers runs of the dense trees
 	gateFn atomic.Pointer[gate] // the answer to every request, once the pool must not serve any more
 	broken atomic.Pointer[gate] // why no more cuts are made
+
+	// usage counts what the trees map of each segment. guard: a tree changes and reports what it lost
+	// under the read side; the write side sees all trees and the table of one moment. applying is held
+	// while a cut enters the maps, and taken before guard.
+	usage    *extent.Usage // replaced only while opening
+	usageErr atomic.Pointer[gate]
+	guard    sync.RWMutex
+	applying sync.Mutex
 
 	uuid     uuid.UUID
 	logID    writeback.UUID

@@ -111,7 +111,8 @@ type snapshot struct {
 	NextDisk uint32         `json:"next_disk"`
 	Disks    []diskState    `json:"disks"`
 	Segments []segment.Info `json:"segments"`
-	Root     *root.Value    `json:"root,omitempty"` // local checkpoints: the root as last committed
+	Usage    []runRef       `json:"usage,omitempty"` // blobs of the usage table; without any it is recounted
+	Root     *root.Value    `json:"root,omitempty"`  // local checkpoints: the root as last committed
 }
 
 const snapshotFormat = 1
@@ -132,19 +133,16 @@ type runRef struct {
 	Len   int64  `json:"len"`
 }
 
-// snapshotNow describes the published state; place says where each run goes.
-func (p *Pool) snapshotNow(place func(*densetree.Run) (runRef, error)) (*snapshot, error) {
+// snapshotNow describes the published state; place says where each run goes, put where other bytes go.
+func (p *Pool) snapshotNow(place func(*densetree.Run) (runRef, error), put func([]byte) (runRef, error)) (*snapshot, error) {
 	s := &snapshot{
 		Format: snapshotFormat, Epoch: p.epoch.Load(), Cut: p.pub.cut, CutCRC: p.pub.cutCRC, Horizon: uint64(p.pub.horizon),
 	}
-	p.mu.Lock()
-	for _, info := range p.segments {
-		s.Segments = append(s.Segments, info)
-	}
-	p.mu.Unlock()
+	v := p.viewMaps()
+	s.Segments = v.segments
 	for id, meta := range p.pub.disks {
 		d := diskState{Disk: id, Meta: meta}
-		for _, r := range p.tree(id).Snapshot().Runs() {
+		for _, r := range v.trees[id].Runs() {
 			ref, err := place(r)
 			if err != nil {
 				return nil, err
@@ -155,20 +153,26 @@ func (p *Pool) snapshotNow(place func(*densetree.Run) (runRef, error)) (*snapsho
 		s.NextDisk = max(s.NextDisk, uint32(id)+1)
 	}
 	s.sort()
-	return s, nil
+	var err error
+	s.Usage, err = encodeUsage(v.usage, put)
+	return s, err
 }
 
 // encodeState is the pool's part of a local checkpoint:
 //
-//	u32 length | snapshot (JSON) | u32 length | runs back to back | u32 length | cache index
+//	u32 length | snapshot (JSON) | u32 length | runs and usage table back to back | u32 length | cache index
 func (p *Pool) encodeState() ([]byte, error) {
 	var runs []byte
-	s, err := p.snapshotNow(func(r *densetree.Run) (runRef, error) {
-		b := r.Encode()
-		ref := runRef{ID: r.ID, Off: int64(len(runs)), Len: int64(len(b))}
+	put := func(b []byte) (runRef, error) {
+		ref := runRef{Off: int64(len(runs)), Len: int64(len(b))}
 		runs = append(runs, b...)
 		return ref, nil
-	})
+	}
+	s, err := p.snapshotNow(func(r *densetree.Run) (runRef, error) {
+		ref, err := put(r.Encode())
+		ref.ID = r.ID
+		return ref, err
+	}, put)
 	if err != nil {
 		return nil, err
 	}
@@ -199,12 +203,19 @@ func (p *Pool) loadState(b []byte) error {
 	}
 	p.val = *s.Root
 	p.raiseEpoch(s.Epoch)
-	err = p.loadTrees(s, func(ref runRef) (*densetree.Run, error) {
+	get := func(ref runRef) ([]byte, error) {
 		if ref.Off < 0 || ref.Len < 0 || ref.Off > int64(len(runs))-ref.Len {
 			return nil, fmt.Errorf("run %d outside the state: %w", ref.ID, writeback.ErrDamaged)
 		}
-		return densetree.DecodeRun(runs[ref.Off : ref.Off+ref.Len])
-	})
+		return runs[ref.Off : ref.Off+ref.Len], nil
+	}
+	err = p.loadTrees(s, func(ref runRef) (*densetree.Run, error) {
+		b, err := get(ref)
+		if err != nil {
+			return nil, err
+		}
+		return densetree.DecodeRun(b)
+	}, get)
 	if err != nil {
 		return err
 	}

@@ -225,6 +225,17 @@ func (u *Usage) countOutLocked(r *record, l Loss) error {
 	return nil
 }
 
+// Distrust marks a segment's row as damaged: it is neither dead nor a candidate from here on.
+func (u *Usage) Distrust(id block.SegmentID) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if r := u.rowLocked(id); r != nil {
+		u.v.sum.add(r, -1)
+		r.state |= stateDamaged
+		u.v.sum.add(r, 1)
+	}
+}
+
 // Condemn marks a segment as about to be deleted: from here on nothing may come to refer to it. It fails
 // with ErrInUse while an extent of it is alive or its row is damaged.
 func (u *Usage) Condemn(id block.SegmentID) error {
@@ -273,8 +284,7 @@ func (u *Usage) Segment(id block.SegmentID) (SegmentUsage, bool) {
 func (u *Usage) Alive(place block.ExtentID) bool {
 	u.mu.RLock()
 	defer u.mu.RUnlock()
-	r := u.v.find(place.Segment())
-	return r != nil && r.alive(place.Slot())
+	return u.v.Alive(place)
 }
 
 // Totals sums up the table.

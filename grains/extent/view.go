@@ -29,6 +29,12 @@ func (v View) Segment(id block.SegmentID) (SegmentUsage, bool) {
 	return v.usage(r), true
 }
 
+// Alive tells whether some block of the extent stored in a place is mapped.
+func (v View) Alive(place block.ExtentID) bool {
+	r := v.find(place.Segment())
+	return r != nil && r.alive(place.Slot())
+}
+
 // All walks the rows, segments ascending.
 func (v View) All() iter.Seq[SegmentUsage] {
 	return func(yield func(SegmentUsage) bool) {

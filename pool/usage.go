@@ -1,0 +1,233 @@
+package pool
+
+import (
+	"errors"
+	"fmt"
+	"iter"
+	"maps"
+	"math"
+
+	"graindisk/block"
+	"graindisk/grains/extent"
+	"graindisk/grains/segment"
+	"graindisk/vdisk/densetree"
+	"graindisk/writeback"
+)
+
+// The usage table follows the trees: a cut adds its segments, wholly alive, before its extents enter the
+// trees, and from there on every loss a tree reports is counted out. Checkpoints hold table and trees as
+// of one moment, and replaying the publications above one applies the same cuts to both; so the table
+// always equals a recount of what the trees map, hidden entries included. One without a table (an older
+// release wrote it) is recounted once, at open.
+
+// usageBlobBytes is how much of the table makes one blob in a checkpoint.
+const usageBlobBytes = 1 << 20
+
+// lost counts out what a tree has lost. It runs with p.guard held for reading.
+func (p *Pool) lost(ls []densetree.Loss) {
+	out := make([]extent.Loss, len(ls))
+	for i, l := range ls {
+		out[i] = extent.Loss(l)
+	}
+	p.usageFailed(p.usage.Lost(out))
+}
+
+// addUsage takes the segments of a cut into the table.
+func (p *Pool) addUsage(infos []segment.Info, birth int64) {
+	for _, info := range infos {
+		p.usageFailed(p.usage.Add(usageOf(info, birth)))
+	}
+}
+
+// usageFailed notes that the table contradicts the maps. Serving goes on: the segments concerned are
+// marked, and never deleted or cleaned until they are counted anew.
+func (p *Pool) usageFailed(err error) {
+	if err == nil {
+		return
+	}
+	p.o.Log.Error("extent counts contradict the maps", "pool", p.o.Name, "err", err)
+	p.usageErr.CompareAndSwap(nil, &gate{err})
+}
+
+func usageOf(info segment.Info, birth int64) extent.Segment {
+	return extent.Segment{
+		ID: info.ID, Epoch: info.Epoch, K: info.K, M: info.M, Targets: info.Targets, Birth: birth,
+		Extents: info.Extents, Blocks: uint32(min(info.PayloadBytes/block.Size, math.MaxUint32)),
+	}
+}
+
+// A mapsView is all trees, segments and the usage table of one moment, between two cuts.
+type mapsView struct {
+	trees    map[block.DiskID]*densetree.Snapshot
+	segments []segment.Info
+	usage    extent.View
+}
+
+// viewMaps takes the view. It waits for a cut that is being applied.
+func (p *Pool) viewMaps() mapsView {
+	p.applying.Lock()
+	defer p.applying.Unlock()
+	return p.viewMapsLocked()
+}
+
+// viewMapsLocked is viewMaps with p.applying held.
+func (p *Pool) viewMapsLocked() mapsView {
+	p.mu.Lock()
+	v := mapsView{trees: make(map[block.DiskID]*densetree.Snapshot, len(p.trees))}
+	trees := maps.Clone(p.trees)
+	for _, info := range p.segments {
+		v.segments = append(v.segments, info)
+	}
+	p.mu.Unlock()
+	p.guard.Lock()
+	defer p.guard.Unlock()
+	for id, t := range trees {
+		v.trees[id] = t.Snapshot()
+	}
+	v.usage = p.usage.Snapshot()
+	return v
+}
+
+// mapped walks all that the trees map.
+func (v mapsView) mapped() iter.Seq[extent.Mapped] {
+	return func(yield func(extent.Mapped) bool) {
+		for _, t := range v.trees {
+			for _, r := range t.Runs() {
+				more := true
+				r.Each(func(e densetree.Entry) bool {
+					if e.Kind == densetree.Data {
+						more = yield(extent.Mapped{Extent: e.Extent, Off: e.Off, Blocks: uint16(e.Blocks), Orig: e.Orig})
+					}
+					return more
+				})
+				if !more {
+					return
+				}
+			}
+		}
+	}
+}
+
+// stored describes the segments to a recount, which does not know their births.
+func (v mapsView) stored() iter.Seq[extent.Segment] {
+	return func(yield func(extent.Segment) bool) {
+		for _, info := range v.segments {
+			if !yield(usageOf(info, 0)) {
+				return
+			}
+		}
+	}
+}
+
+// CheckUsage compares the usage table with a recount of what the trees map. It fails with
+// extent.ErrDamaged if they map what is not stored.
+func (p *Pool) CheckUsage() (extent.Report, error) {
+	v := p.viewMaps()
+	u, err := extent.Recount(v.stored(), v.mapped())
+	if err != nil {
+		return extent.Report{}, err
+	}
+	return extent.Compare(v.usage, u.Snapshot()), nil
+}
+
+// encodeUsage stores a table blob by blob and returns where they are.
+func encodeUsage(v extent.View, put func([]byte) (runRef, error)) ([]runRef, error) {
+	var refs []runRef
+	for b := range v.Blobs(usageBlobBytes) {
+		ref, err := put(b)
+		if err != nil {
+			return nil, err
+		}
+		refs = append(refs, ref)
+	}
+	return refs, nil
+}
+
+// decodeUsage loads the table of a snapshot whose trees and segments are loaded. A table that is not
+// there, or that is damaged, is counted anew.
+func (p *Pool) decodeUsage(refs []runRef, get func(runRef) ([]byte, error)) error {
+	u := extent.NewUsage()
+	for _, ref := range refs {
+		b, err := get(ref)
+		if err != nil {
+			return err
+		}
+		err = u.Load(b)
+		if errors.Is(err, extent.ErrNewer) {
+			return fmt.Errorf("usage table: %w: %w", writeback.ErrNewer, err)
+		}
+		if err != nil {
+			p.o.Log.Error("usage table cannot be read, counting anew", "pool", p.o.Name, "err", err)
+			return p.recountUsage()
+		}
+	}
+	if err := p.fitsUsage(u); err != nil {
+		if len(refs) > 0 {
+			p.o.Log.Error("usage table does not fit the segments, counting anew", "pool", p.o.Name, "err", err)
+		}
+		return p.recountUsage()
+	}
+	p.usage = u
+	return nil
+}
+
+// fitsUsage checks that a table has the segments that the pool has.
+func (p *Pool) fitsUsage(u *extent.Usage) error {
+	for _, info := range p.segments {
+		s, ok := u.Segment(info.ID)
+		if !ok || s.Epoch != info.Epoch || s.K != info.K || s.M != info.M || s.Extents != info.Extents {
+			return fmt.Errorf("segment %d: %w", info.ID, extent.ErrDamaged)
+		}
+	}
+	if n := u.Totals().Segments; n != len(p.segments) {
+		return fmt.Errorf("%d segments, the pool has %d: %w", n, len(p.segments), extent.ErrDamaged)
+	}
+	return nil
+}
+
+// recountUsage replaces the table by a recount. If the maps contradict the segments, all segments count
+// as alive and as damaged, so that nothing is deleted.
+func (p *Pool) recountUsage() error {
+	v := p.viewMaps()
+	u, err := extent.Recount(v.stored(), v.mapped())
+	if err == nil {
+		p.usage = u
+		return nil
+	}
+	p.usageFailed(err)
+	p.usage = extent.NewUsage()
+	for s := range v.stored() {
+		if err := p.usage.Add(s); err != nil {
+			return fmt.Errorf("usage table: %w: %w", writeback.ErrDamaged, err)
+		}
+		p.usage.Distrust(s.ID)
+	}
+	return nil
+}
+
+// SpaceStatus is what the targets hold, by kind, parity and indexes aside: stored is live, trapped and
+// dead together. Live bytes are mapped, trapped ones are not but share an extent with mapped ones, and
+// the rest is dead: whole extents that cleaning gains back.
+type SpaceStatus struct {
+	StoredBytes     uint64 `json:"stored_bytes"`
+	LiveBytes       uint64 `json:"live_bytes"`
+	TrappedBytes    uint64 `json:"trapped_bytes"`
+	DeadBytes       uint64 `json:"dead_bytes"`
+	Segments        int    `json:"segments"`
+	DeadSegments    int    `json:"dead_segments"`    // with nothing alive in them
+	DamagedSegments int    `json:"damaged_segments"` // with counts that contradicted the maps
+	Error           string `json:"error,omitempty"`  // the first contradiction found
+}
+
+func (p *Pool) spaceStatus() SpaceStatus {
+	t := p.usage.Totals()
+	s := SpaceStatus{
+		StoredBytes: t.Blocks * block.Size, LiveBytes: t.LiveBlocks * block.Size, TrappedBytes: t.TrappedBlocks * block.Size,
+		DeadBytes: (t.Blocks - t.LiveBlocks - t.TrappedBlocks) * block.Size,
+		Segments:  t.Segments, DeadSegments: t.DeadSegments, DamagedSegments: t.Damaged,
+	}
+	if g := p.usageErr.Load(); g != nil {
+		s.Error = g.err.Error()
+	}
+	return s
+}
