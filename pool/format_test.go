@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"graindisk/block"
+	"graindisk/grains/extent"
 	"graindisk/grains/segment"
 	"graindisk/vdisk/densetree"
 	"graindisk/writeback"
@@ -73,6 +74,21 @@ func sampleRuns(t testing.TB) []byte {
 	return encodePart(3, 2, 1, body)
 }
 
+// sampleUsage is a part with a run and a usage table.
+func sampleUsage(t testing.TB) []byte {
+	u := extent.NewUsage()
+	err := errors.Join(u.Add(usageOf(sampleInfo(7), 1_700_000_000)), u.Add(usageOf(sampleInfo(8), 1_700_000_030)),
+		u.Lost([]extent.Loss{{Extent: block.NewExtentID(8, 0), Orig: 1, Blocks: 1}}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	body := sampleRuns(t)[partHeaderLen:]
+	for b := range u.Snapshot().Blobs(usageBlobBytes) {
+		body = append(body, b...)
+	}
+	return encodePart(3, 2, 1, body)
+}
+
 func samplePublication(t testing.TB) []byte {
 	b, err := segment.NewBuilder(segment.BuildOptions{
 		ID: 7, Epoch: 3, K: 1, M: 1, Cut: 17, PayloadBytes: 4096, Rand: bytes.NewReader(make([]byte, 64)),
@@ -97,7 +113,7 @@ func samplePublication(t testing.TB) []byte {
 }
 
 func TestGoldenCheckpointParts(t *testing.T) {
-	for name, b := range map[string][]byte{"manifest.ckpt": sampleManifest(t), "runs.ckpt": sampleRuns(t)} {
+	for name, b := range map[string][]byte{"manifest.ckpt": sampleManifest(t), "runs.ckpt": sampleRuns(t), "usage.ckpt": sampleUsage(t)} {
 		b = golden(t, name, b)
 		var text bytes.Buffer
 		if err := Describe(&text, b); err != nil {
@@ -160,6 +176,7 @@ func TestCutRefGoesBothWays(t *testing.T) {
 func FuzzDecodePart(f *testing.F) {
 	f.Add(sampleManifest(f))
 	f.Add(sampleRuns(f))
+	f.Add(sampleUsage(f))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		_ = Describe(&bytes.Buffer{}, b) // must not panic
 		if body, err := decodePart(b, 3, 2, 1); err == nil && !bytes.Equal(encodePart(3, 2, 1, body), b) {

@@ -87,6 +87,11 @@ func runPoolStatus(ctx context.Context, a *app, names []string) error {
 			fmt.Fprintf(a.stdout, "  error: %s\n", p.Error)
 		}
 		fmt.Fprintf(a.stdout, "  unpublished: %s, oldest %.0f s\n", config.Bytes(p.UnpublishedBytes), p.UnpublishedAgeSeconds)
+		fmt.Fprintf(a.stdout, "  stored: %s, of them %s live, %s trapped, %s dead; %d segments are dead\n", config.Bytes(p.Space.StoredBytes),
+			config.Bytes(p.Space.LiveBytes), config.Bytes(p.Space.TrappedBytes), config.Bytes(p.Space.DeadBytes), p.Space.DeadSegments)
+		if p.Space.Error != "" {
+			fmt.Fprintf(a.stdout, "  error: %d segments have wrong counts and are not cleaned: %s\n", p.Space.DamagedSegments, p.Space.Error)
+		}
 		fmt.Fprintf(a.stdout, "  tier: %d slots of %s: %d busy, %d cache, %d free\n", p.Tier.Busy+p.Tier.Clean+p.Tier.Free,
 			config.Bytes(p.Tier.SlotBytes), p.Tier.Busy, p.Tier.Clean, p.Tier.Free)
 		for _, t := range p.Targets {
