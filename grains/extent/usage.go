@@ -249,12 +249,13 @@ func (u *Usage) Condemn(id block.SegmentID) error {
 	return nil
 }
 
-// Remove forgets a condemned segment, once its shards are deleted. It fails with ErrInUse for any other.
+// Remove forgets a condemned segment, once its shards are deleted. It fails with ErrInUse for any other,
+// and while the row has overflow counts: see Exceptions.Leave.
 func (u *Usage) Remove(id block.SegmentID) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	r := u.v.find(id)
-	if r == nil || r.state&stateCondemned == 0 {
+	if r == nil || r.state&stateCondemned == 0 || r.detail != nil && len(r.detail.over) > 0 {
 		return fmt.Errorf("usage: remove segment %d: %w", id, ErrInUse)
 	}
 	u.v.sum.add(r, -1)
@@ -347,4 +348,26 @@ func (u *Usage) addOverflow(name block.ExtentID, n int64) bool {
 		r.detail = nil
 	}
 	return true
+}
+
+// exceptional tells whether a segment is marked as having exceptions, and whether it is there.
+func (u *Usage) exceptional(id block.SegmentID) (marked, ok bool) {
+	u.mu.RLock()
+	defer u.mu.RUnlock()
+	r := u.v.find(id)
+	return r != nil && r.state&stateExceptions != 0, r != nil
+}
+
+// takeOverflows removes the overflow counts of a segment and returns them.
+func (u *Usage) takeOverflows(id block.SegmentID) []overflow {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	r := u.rowLocked(id)
+	if r == nil || r.detail == nil {
+		return nil
+	}
+	d := u.detailLocked(r)
+	over := d.over
+	d.over = nil
+	return over
 }
