@@ -3,28 +3,33 @@ package extent
 import "sync/atomic"
 
 // shard is a cuckoo hash of names: buckets of four slots, two buckets per name, and a small stash for
-// what finds no room below the load at which it grows. A slot is 17 bytes in three arrays:
+// what finds no room below the load at which it grows.
+type shard struct {
+	b       []bucket // the last ones are the stash
+	buckets uint64   // without the stash
+	n       int      // slots in use
+	stashed int      // of them in the stash
+}
+
+// bucket is four slots in 72 bytes. A bit of hot is set when its slot is used, and cleared by a spill.
 //
 //	key   name, its free bit 15 = canonical; 0 = empty
 //	val   place or canonical name, bit 15 = it is a canonical name; 0 = neither
 //	meta  overflow bit 7, sign bit 6, magnitude of the delta bits 0-5
-//
-// and a bit in hot, set when it is used and cleared by the hand of a spill.
-type shard struct {
-	keys, vals []uint64
-	metas      []uint8
-	hot        []atomic.Uint32
-	buckets    uint64
-	n          int // slots in use
-	stashed    int // of them in the stash
+type bucket struct {
+	keys, vals [bucketSlots]uint64
+	metas      [bucketSlots]uint8
+	hot        atomic.Uint32
 }
 
 const (
-	bucketSlots = 4
-	stashSlots  = 8 // behind the buckets
-	bucketsMin  = 2
-	searchMax   = 256 // buckets looked at for a chain of moves
-	loadMax     = 93  // percent of the buckets' slots
+	bucketSlots  = 4
+	bucketBytes  = 72
+	bucketsMin   = 2
+	stashBuckets = 2
+	searchMax    = 256 // buckets looked at for a chain of moves
+	loadMax      = 93  // percent of the buckets' slots
+	growth       = 16  // a shard grows by a 16th
 
 	flagBit = 1 << 15 // of key and val; slots of names are below it
 )
@@ -61,42 +66,60 @@ func (s *shard) find(name, h uint64) int {
 		return -1
 	}
 	a, b := s.pair(h)
-	for _, at := range [2]uint64{a * bucketSlots, b * bucketSlots} {
-		ks := s.keys[at : at+bucketSlots : at+bucketSlots]
-		for j, k := range ks {
-			if k&^flagBit == name {
-				return int(at) + j
-			}
-		}
+	if i := s.findIn(a, name); i >= 0 {
+		return i
 	}
-	if s.stashed > 0 {
-		for i := int(s.buckets) * bucketSlots; i < len(s.keys); i++ {
-			if s.keys[i]&^flagBit == name {
-				return i
-			}
+	if i := s.findIn(b, name); i >= 0 {
+		return i
+	}
+	for x := s.buckets; s.stashed > 0 && x < uint64(len(s.b)); x++ {
+		if i := s.findIn(x, name); i >= 0 {
+			return i
 		}
 	}
 	return -1
 }
 
-func (s *shard) get(i int) slot { return slot{s.keys[i], s.vals[i], s.metas[i]} }
+func (s *shard) findIn(b, name uint64) int {
+	for j, k := range &s.b[b].keys {
+		if k&^flagBit == name {
+			return int(b)*bucketSlots + j
+		}
+	}
+	return -1
+}
 
-func (s *shard) put(i int, x slot) { s.keys[i], s.vals[i], s.metas[i] = x.key, x.val, x.meta }
+func (s *shard) key(i int) uint64 { return s.b[i/bucketSlots].keys[i%bucketSlots] }
+
+func (s *shard) get(i int) slot {
+	b, j := &s.b[i/bucketSlots], i%bucketSlots
+	return slot{b.keys[j], b.vals[j], b.metas[j]}
+}
+
+func (s *shard) put(i int, x slot) {
+	b, j := &s.b[i/bucketSlots], i%bucketSlots
+	b.keys[j], b.vals[j], b.metas[j] = x.key, x.val, x.meta
+}
+
+// slots is how many slots there are, empty ones and the stash included.
+func (s *shard) slots() int { return len(s.b) * bucketSlots }
 
 // touch marks a slot as used lately.
 func (s *shard) touch(i int) {
-	if w := &s.hot[i/32]; w.Load()>>(i%32)&1 == 0 {
-		w.Or(1 << (i % 32))
+	if w, j := &s.b[i/bucketSlots].hot, i%bucketSlots; w.Load()>>j&1 == 0 {
+		w.Or(1 << j)
 	}
 }
+
+func (s *shard) isHot(i int) bool { return s.b[i/bucketSlots].hot.Load()>>(i%bucketSlots)&1 != 0 }
 
 // insert puts in a name that is not there.
 func (s *shard) insert(x slot) {
 	if uint64(s.n+1)*100 > s.buckets*bucketSlots*loadMax {
-		s.resize(max(bucketsMin, s.buckets+s.buckets/8+1))
+		s.resize(max(bucketsMin, s.buckets+s.buckets/growth+1))
 	}
 	for !s.place(x) {
-		s.resize(s.buckets + s.buckets/8 + 1)
+		s.resize(s.buckets + s.buckets/growth + 1)
 	}
 	s.n++
 }
@@ -106,9 +129,9 @@ func (s *shard) place(x slot) bool {
 	a, b := s.pair(mix(x.key &^ flagBit))
 	i, ok := s.free(a, b)
 	if !ok {
-		for i = int(s.buckets) * bucketSlots; i < len(s.keys) && s.keys[i] != 0; i++ {
+		for i = int(s.buckets) * bucketSlots; i < s.slots() && s.key(i) != 0; i++ {
 		}
-		if i == len(s.keys) {
+		if i == s.slots() {
 			return false
 		}
 		s.stashed++
@@ -132,12 +155,12 @@ func (s *shard) free(a, b uint64) (int, bool) {
 	for head, tail := 0, 2; head < tail; head++ {
 		at := int(queue[head].bucket) * bucketSlots
 		for j := range bucketSlots {
-			if s.keys[at+j] == 0 {
+			if s.key(at+j) == 0 {
 				return s.shift(queue[:], head, at+j), true
 			}
 		}
 		for j := 0; j < bucketSlots && tail < searchMax; j++ {
-			x, y := s.pair(mix(s.keys[at+j] &^ flagBit))
+			x, y := s.pair(mix(s.key(at+j) &^ flagBit))
 			other := x + y - queue[head].bucket
 			if !visited(queue[:tail], other) {
 				queue[tail] = step{other, head, at + j}
@@ -164,7 +187,7 @@ func (s *shard) shift(queue []step, n, i int) int {
 		from := queue[n].slot
 		s.put(i, s.get(from))
 		s.touch(i) // it may not have been hot: one round longer in memory does no harm
-		s.keys[from] = 0
+		s.put(from, slot{})
 		i = from
 	}
 	return i
@@ -172,7 +195,7 @@ func (s *shard) shift(queue []step, n, i int) int {
 
 // remove empties a slot.
 func (s *shard) remove(i int) {
-	s.keys[i] = 0
+	s.put(i, slot{})
 	if i >= int(s.buckets)*bucketSlots {
 		s.stashed--
 	}
@@ -185,12 +208,8 @@ func (s *shard) remove(i int) {
 // resize makes buckets of them, or a few more if that leaves someone without a slot.
 func (s *shard) resize(buckets uint64) {
 	old := *s
-	for ; ; buckets += buckets/8 + 1 {
-		slots := int(buckets)*bucketSlots + stashSlots
-		*s = shard{
-			keys: make([]uint64, slots), vals: make([]uint64, slots), metas: make([]uint8, slots),
-			hot: make([]atomic.Uint32, (slots+31)/32), buckets: buckets, n: old.n,
-		}
+	for ; ; buckets += buckets/growth + 1 {
+		*s = shard{b: make([]bucket, buckets+stashBuckets), buckets: buckets, n: old.n}
 		if s.take(&old) {
 			return
 		}
@@ -198,13 +217,13 @@ func (s *shard) resize(buckets uint64) {
 }
 
 func (s *shard) take(old *shard) bool {
-	for i, k := range old.keys {
-		if k != 0 && !s.place(old.get(i)) {
+	for i := range old.slots() {
+		if x := old.get(i); x.key != 0 && !s.place(x) {
 			return false
 		}
 	}
 	return true
 }
 
-// bytes is what the arrays take.
-func (s *shard) bytes() int64 { return int64(len(s.keys))*17 + int64(len(s.hot))*4 }
+// bytes is what the buckets take.
+func (s *shard) bytes() int64 { return int64(len(s.b)) * bucketBytes }

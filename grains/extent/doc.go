@@ -44,4 +44,45 @@
 //	number of overflow counts, for each: slot minus the one before minus 1 | zigzag count
 //
 // state has bit 0 for a segment with exceptions, 1 for a condemned one, 2 for a damaged row.
+//
+// # Exceptions
+//
+// A name without an entry is an extent where its name says, with one reference. The table of exceptions
+// has the others: moved to another place, of the same content as another name, or with more references.
+// A name resolves in at most two steps:
+//
+//	name ──Same──► canonical name ──Moved──► place          a canonical name is never Same itself
+//
+// A name that is Same holds one reference to its canonical name, whose own references stay apart. The
+// table does not count blocks: who drops the last reference tells the usage table of the loss.
+//
+// Entries lie in memory, in a cuckoo hash; those that were not used lately can be spilled to runs, sorted
+// by name. What is in memory supersedes the runs, a newer run the older ones; an entry that says what no
+// entry would say stands there only to hide one below. A checkpoint is what Save writes, a run as well,
+// with the runs it names; replaying Records above it brings each name to the last state that was logged,
+// whatever it was before.
+//
+// A run is pages, then what is kept of it in memory:
+//
+//	+-----------+-------+--------+---------+      +---------+-----+
+//	| pages ... | index | filter | trailer |      | entries | crc |  a page, 1 KiB and a bit
+//	+-----------+-------+--------+---------+      +---------+-----+
+//
+//	0       4         6       8          16        24      28      32       36    40
+//	+-------+---------+-------+----------+---------+-------+-------+--------+-----+
+//	| GDXR  | version | flags | incompat | entries | pages | index | filter | crc |  trailer
+//	+-------+---------+-------+----------+---------+-------+-------+--------+-----+
+//
+// version is 1, flags are 0, index and filter are their lengths in bytes; crc is CRC32C over index,
+// filter and the trailer before it, that of a page over its entries. An entry:
+//
+//	varint name minus the one before minus 1 (the first of a page: 0, the index has it) | tag u8 |
+//	zigzag To minus name, unless Plain | zigzag references minus 1, if tag bit 3
+//
+// tag has the kind in bits 0-1 (0 Plain, 1 Moved, 2 Same), bit 2 for a canonical name, bit 3 if there is
+// not one reference. The index has two varints per page: its first name minus that of the page before
+// (the first: the name), and its length. The filter is a Bloom filter of little-endian 64-bit words.
+//
+// A Record is a varint, the name, and two states, old and new, each a tag as above without bit 3, a
+// varint To unless Plain, and a varint of the references; a name that has ended is 0 and 0.
 package extent

@@ -45,8 +45,8 @@ const shards = 64
 
 // Exceptions is the table of the extents that are not where their name says, or have more than one
 // reference. Lookups may be called by any number of goroutines; changes take turns, as the pool has one
-// committer of metadata. A change marks the name's segment in the usage table; Resolve looks up names of
-// marked segments and of those that are gone. Blocks are not its business: who drops the last reference
+// committer of metadata. A change marks the name's segment in the usage table; Resolve reads runs only for
+// names of marked segments and of those that are gone. Blocks are not its business: who drops the last reference
 // tells the usage table.
 //
 // References are counted in the delta of a slot, ±63; what exceeds that goes to the overflow count
@@ -92,14 +92,16 @@ func (e *Exceptions) Get(name block.ExtentID) (State, error) {
 
 // Resolve is the place of an extent, by at most two lookups: Same, then Moved.
 func (e *Exceptions) Resolve(name block.ExtentID) (block.ExtentID, error) {
-	if u, ok := e.usage.exceptional(name.Segment()); ok && !u {
-		return name, nil
-	}
 	e.mu.RLock()
 	defer e.mu.RUnlock()
-	s, err := e.stateLocked(name)
-	if err != nil {
-		return 0, err
+	s, ok := e.memoryLocked(name)
+	if !ok && len(e.runs) > 0 {
+		if marked, there := e.usage.exceptional(name.Segment()); marked || !there {
+			var err error
+			if s, err = e.stateLocked(name); err != nil {
+				return 0, err
+			}
+		}
 	}
 	return e.placeLocked(name, s)
 }
@@ -123,10 +125,8 @@ func (e *Exceptions) placeLocked(name block.ExtentID, s State) (block.ExtentID, 
 
 // stateLocked is Get with e.mu held, for reading at least.
 func (e *Exceptions) stateLocked(name block.ExtentID) (State, error) {
-	s, h := e.shard(name)
-	if i := s.find(uint64(name), h); i >= 0 {
-		s.touch(i)
-		return e.unpackLocked(name, s.get(i)), nil
+	if st, ok := e.memoryLocked(name); ok {
+		return st, nil
 	}
 	for _, r := range e.runs {
 		if st, ok, err := r.get(e.storage, name); ok || err != nil {
@@ -134,6 +134,17 @@ func (e *Exceptions) stateLocked(name block.ExtentID) (State, error) {
 		}
 	}
 	return plain, nil
+}
+
+// memoryLocked is the state of a name that has an entry in memory.
+func (e *Exceptions) memoryLocked(name block.ExtentID) (State, bool) {
+	s, h := e.shard(name)
+	i := s.find(uint64(name), h)
+	if i < 0 {
+		return plain, false
+	}
+	s.touch(i)
+	return e.unpackLocked(name, s.get(i)), true
 }
 
 func (e *Exceptions) unpackLocked(name block.ExtentID, x slot) State {
@@ -220,7 +231,7 @@ func (e *Exceptions) setLocked(name block.ExtentID, from, to State) {
 	}
 	d, over := to.Refs-1, int64(0)
 	if i >= 0 {
-		x.meta = s.metas[i]
+		x.meta = s.get(i).meta
 		d = delta(x.meta) + to.Refs - from.Refs
 		if x.meta&metaOverflow != 0 {
 			over = e.overflowLocked(name)

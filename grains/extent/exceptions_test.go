@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"sync"
 	"testing"
@@ -281,7 +282,14 @@ func (w *excWorld) restart() {
 // TestExceptionsMatchModel runs random references, moves and dedups against a map, over spills, merges,
 // restarts and replays: exact at every step.
 func TestExceptionsMatchModel(t *testing.T) {
-	const steps, segments, extents = 1_000_000, 200, 100
+	const segments, extents = 200, 100
+	steps := 500_000
+	switch {
+	case os.Getenv("GRAINDISK_SOAK") != "":
+		steps = 10_000_000
+	case raceEnabled:
+		steps = 100_000
+	}
 	w := &excWorld{t: t, r: newRand(t), storage: newMemStorage(), model: map[block.ExtentID]State{}, dead: map[block.ExtentID]bool{}}
 	w.u = aliveUsage(t, segments, extents)
 	w.e = NewExceptions(w.u, w.storage)
@@ -517,7 +525,7 @@ func TestCuckooHoldsItsLoad(t *testing.T) {
 			t.Errorf("%d buckets became %d at %d entries", buckets, s.buckets, len(have))
 		}
 		for n, v := range have {
-			if i := s.find(n, mix(n)); i < 0 || s.vals[i] != v {
+			if i := s.find(n, mix(n)); i < 0 || s.get(i).val != v {
 				t.Fatalf("%x is at %d", n, i)
 			}
 		}
@@ -527,7 +535,7 @@ func TestCuckooHoldsItsLoad(t *testing.T) {
 			delete(have, n)
 			if r.IntN(max(1, len(have)/20)) == 0 {
 				for n, v := range have {
-					if i := s.find(n, mix(n)); i < 0 || s.vals[i] != v {
+					if i := s.find(n, mix(n)); i < 0 || s.get(i).val != v {
 						t.Fatalf("%x is at %d after removals", n, i)
 					}
 				}
@@ -576,6 +584,47 @@ func TestLookupsDuringChanges(t *testing.T) {
 	}
 	close(done)
 	wg.Wait()
+}
+
+// TestOverflowCountsAreRarelyTouched takes and drops single references, skewed as dedup does: nearly all
+// cancel out in the deltas. A hot name that only gains goes there once in 64 times.
+func TestOverflowCountsAreRarelyTouched(t *testing.T) {
+	const names, updates = 20_000, 400_000
+	r := newRand(t)
+	zipf := rand.NewZipf(r, 1.2, 5, names-1)
+	e := NewExceptions(aliveUsage(t, names/100, 100), nil)
+	refs := map[block.ExtentID]int64{}
+	for range updates {
+		i := int(zipf.Uint64())
+		n := block.NewExtentID(block.SegmentID(1+i/100), i%100)
+		by := int64(1)
+		if refs[n] > 0 && r.IntN(2) == 0 {
+			by = -1
+		}
+		refs[n] += by
+		if _, err := e.Ref(n, by); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for n, more := range refs {
+		if s, err := e.Get(n); err != nil || s.Refs != 1+more {
+			t.Fatalf("extent %v has %d references, %v; want %d", n, s.Refs, err, 1+more)
+		}
+	}
+	got := e.Stats().OverflowUpdates
+	t.Logf("COUNT %d updates of the overflow counts in %d changes", got, updates)
+	if got > updates/1000 {
+		t.Errorf("%d updates of the overflow counts in %d changes", got, updates)
+	}
+	before := e.Stats().OverflowUpdates
+	for range 6400 {
+		if _, err := e.Ref(block.NewExtentID(1, 1), 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := e.Stats().OverflowUpdates - before; got < 99 || got > 101 {
+		t.Errorf("%d updates of the overflow count for 6400 references", got)
+	}
 }
 
 func BenchmarkResolve(b *testing.B) {

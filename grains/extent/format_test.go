@@ -2,9 +2,11 @@ package extent
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -120,5 +122,147 @@ func FuzzLoad(f *testing.F) {
 		}
 		_ = u.Lost(ls) // no panic, and nothing that cannot be stored
 		reload(t, u.Snapshot(), 1000)
+	})
+}
+
+// sampleEntries fill a few pages.
+func sampleEntries() []named {
+	var es []named
+	for i := range 300 {
+		n := block.NewExtentID(block.SegmentID(3+i/50), i*3%150)
+		st := State{Refs: 1 + int64(i%4/3*i*i)}
+		switch i % 3 {
+		case 0:
+			st.Kind, st.To = Moved, n+block.ExtentID(1000<<16)+5
+			st.Canonical = i%2 == 0
+		case 1:
+			st.Kind, st.To = Same, block.NewExtentID(1, i)
+		}
+		es = append(es, named{n, st})
+	}
+	slices.SortFunc(es, func(a, b named) int { return int(a.name) - int(b.name) })
+	return es
+}
+
+func sampleRun(t testing.TB) []byte {
+	var b bytes.Buffer
+	es := sampleEntries()
+	w := newRunWriter(&b, uint64(len(es)))
+	for _, x := range es {
+		w.add(x)
+	}
+	if _, err := w.end(7); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func TestGoldenRun(t *testing.T) {
+	b := golden(t, "exceptions", sampleRun(t))
+	var text bytes.Buffer
+	if err := DescribeRun(&text, b); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "exceptions.txt", text.Bytes())
+	s := newMemStorage()
+	s.runs[7] = b
+	r, err := openRun(7, int64(len(b)), readerOf(b))
+	if err != nil || len(r.pages) < 2 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	for _, x := range sampleEntries() {
+		if st, ok, err := r.get(s, x.name); !ok || st != x.st || err != nil {
+			t.Errorf("extent %v is %+v, %v, %v; want %+v", x.name, st, ok, err, x.st)
+		}
+		if _, ok, err := r.get(s, x.name+1); x.name.Slot()%3 == 0 && ok || err != nil {
+			t.Errorf("extent %v is there, %v", x.name+1, err)
+		}
+	}
+	newer := bytes.Clone(b)
+	newer[len(b)-runTrailerLen+offVersion]++
+	if _, err := openRun(7, int64(len(b)), readerOf(newer)); !errors.Is(err, ErrNewer) {
+		t.Errorf("a newer version: %v", err)
+	}
+}
+
+func TestGoldenRecords(t *testing.T) {
+	a, to := block.NewExtentID(5, 7), block.NewExtentID(1<<40, 32767)
+	recs := []Record{
+		{a, plain, State{Refs: 2}},
+		{a, State{Refs: 2}, State{Kind: Moved, To: to, Canonical: true, Refs: 1 << 40}},
+		{a, plain, State{Kind: Same, To: to, Refs: 1}},
+		{a, State{Kind: Same, To: to, Refs: 1}, State{}},
+	}
+	var b []byte
+	for _, r := range recs {
+		b = r.Append(b)
+	}
+	b = golden(t, "records", b)
+	for _, want := range recs {
+		r, rest, err := DecodeRecord(b)
+		if err != nil || r != want {
+			t.Fatalf("%+v, %v; want %+v", r, err, want)
+		}
+		for n := range len(b) - len(rest) {
+			if _, _, err := DecodeRecord(b[:n]); !errors.Is(err, ErrDamaged) {
+				t.Errorf("%+v cut at %d: %v", want, n, err)
+			}
+		}
+		b = rest
+	}
+}
+
+func FuzzRecord(f *testing.F) {
+	a, to := block.NewExtentID(5, 7), block.NewExtentID(1<<40, 32767)
+	f.Add(Record{a, plain, State{Kind: Moved, To: to, Canonical: true, Refs: 1 << 40}}.Append(nil))
+	f.Add(Record{a, State{Kind: Same, To: to, Refs: 1}, State{}}.Append(nil))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r, rest, err := DecodeRecord(b)
+		if err != nil {
+			return
+		}
+		again, _, err := DecodeRecord(r.Append(nil))
+		if err != nil || again != r || len(rest) >= len(b) {
+			t.Errorf("%+v comes back as %+v, %v", r, again, err)
+		}
+	})
+}
+
+// FuzzRun opens a run with its checksums made right, and a page of any bytes.
+func FuzzRun(f *testing.F) {
+	b := sampleRun(f)
+	r, err := openRun(7, int64(len(b)), readerOf(b))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b[:r.pages[0].len-crcLen], b[r.pages[len(r.pages)-1].off+int64(r.pages[len(r.pages)-1].len):])
+	f.Fuzz(func(t *testing.T, entries, tail []byte) {
+		p := binary.LittleEndian.AppendUint32(bytes.Clone(entries), block.CRC(entries))
+		var es []named
+		if decodePage(p, sampleEntries()[0].name, func(x named) bool { es = append(es, x); return true }) == nil && len(es) > 0 {
+			var again []byte
+			prev := es[0].name - 1
+			for _, x := range es {
+				again, prev = appendEntry(again, prev, x), x.name
+			}
+			d := decoder{in: again}
+			i := 0
+			if err := d.entries(es[0].name-1, func(x named) bool { i++; return x == es[i-1] }); err != nil || i != len(es) {
+				t.Errorf("entry %d of %d comes back differently: %v", i, len(es), err)
+			}
+		}
+		if len(tail) >= 4 {
+			tail = binary.LittleEndian.AppendUint32(bytes.Clone(tail[:len(tail)-4]), block.CRC(tail[:len(tail)-4]))
+		}
+		all := append(p, tail...)
+		_ = DescribeRun(io.Discard, all) // must not panic
+		if len(all) >= runTrailerLen {   // the checksum begins at the index
+			le := binary.LittleEndian
+			from := int64(len(all)) - runTrailerLen - int64(le.Uint32(all[len(all)-runTrailerLen+runOffIndex:])) - int64(le.Uint32(all[len(all)-runTrailerLen+runOffFilter:]))
+			if from >= 0 {
+				le.PutUint32(all[len(all)-4:], block.CRC(all[from:len(all)-4]))
+				_ = DescribeRun(io.Discard, all)
+			}
+		}
 	})
 }

@@ -33,7 +33,7 @@ const (
 	runOffCRC     = 36
 	runTrailerLen = 40
 
-	pageBytes     = 4096 // where a page ends
+	pageBytes     = 1024 // where a page ends: a lookup decodes half of one, some 50 entries
 	pageBytesMax  = pageBytes + entryBytesMax + crcLen
 	entryBytesMax = 32
 	entryBytesMin = 2
@@ -322,4 +322,31 @@ func decodePage(b []byte, first block.ExtentID, fn func(named) bool) error {
 	}
 	d := decoder{in: b[:len(b)-crcLen]}
 	return d.entries(first-1, fn)
+}
+
+// DescribeRun prints the entries of an encoded run. It fails with ErrDamaged or ErrNewer, after printing
+// what it could read.
+func DescribeRun(w io.Writer, b []byte) error {
+	r, err := openRun(0, int64(len(b)), readerOf(b))
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(w, "exceptions   %d in %d pages\n", r.entries, len(r.pages))
+	for i, p := range r.pages {
+		err := decodePage(b[p.off:p.off+int64(p.len)], p.first, func(x named) bool {
+			fmt.Fprintf(w, "extent       %v %s", x.name, [...]string{"plain", "moved to", "same as"}[x.st.Kind])
+			if x.st.Kind != Plain {
+				fmt.Fprintf(w, " %v", x.st.To)
+			}
+			if x.st.Canonical {
+				fmt.Fprint(w, ", canonical")
+			}
+			fmt.Fprintf(w, ", %d references\n", x.st.Refs)
+			return true
+		})
+		if err != nil {
+			return fmt.Errorf("exceptions: page %d: %w", i, err)
+		}
+	}
+	return nil
 }

@@ -49,14 +49,14 @@ func (e *Exceptions) coldLocked() []named {
 	var cold []named
 	for i := range e.shards {
 		s := &e.shards[i]
-		for at, k := range s.keys {
-			if k != 0 && s.hot[at/32].Load()>>(at%32)&1 == 0 {
-				name := block.ExtentID(k &^ flagBit)
-				cold = append(cold, named{name, e.unpackLocked(name, s.get(at))})
+		for at := range s.slots() {
+			if x := s.get(at); x.key != 0 && !s.isHot(at) {
+				name := block.ExtentID(x.key &^ flagBit)
+				cold = append(cold, named{name, e.unpackLocked(name, x)})
 			}
 		}
-		for w := range s.hot {
-			s.hot[w].Store(0)
+		for b := range s.b {
+			s.b[b].hot.Store(0)
 		}
 	}
 	slices.SortFunc(cold, func(a, b named) int { return cmp.Compare(a.name, b.name) })
@@ -174,10 +174,10 @@ func (e *Exceptions) Save(w io.Writer) (runs []uint64, err error) {
 	var es []named
 	for i := range e.shards {
 		s := &e.shards[i]
-		for at, k := range s.keys {
-			if k != 0 {
-				name := block.ExtentID(k &^ flagBit)
-				es = append(es, named{name, e.unpackLocked(name, s.get(at))})
+		for at := range s.slots() {
+			if x := s.get(at); x.key != 0 {
+				name := block.ExtentID(x.key &^ flagBit)
+				es = append(es, named{name, e.unpackLocked(name, x)})
 			}
 		}
 	}
