@@ -392,6 +392,79 @@ func TestFailedSpillChangesNothing(t *testing.T) {
 	}
 }
 
+// TestChangesDuringSpill changes entries that are just being spilled: the change is not lost.
+func TestChangesDuringSpill(t *testing.T) {
+	storage := newMemStorage()
+	e := NewExceptions(aliveUsage(t, 1, 300), storage)
+	for i := range 300 {
+		if _, err := e.Ref(block.NewExtentID(1, i), 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := e.Spill(); err != nil {
+		t.Fatal(err)
+	}
+	next := 0
+	storage.fail = func() error {
+		if next < 300 {
+			_, err := e.Ref(block.NewExtentID(1, next), 100)
+			next += 3
+			return err
+		}
+		return nil
+	}
+	if err := e.Spill(); err != nil || next < 9 {
+		t.Fatal(err, next)
+	}
+	storage.fail = nil
+	for i := range 300 {
+		want := int64(2)
+		if i < next && i%3 == 0 {
+			want = 102
+		}
+		if s, err := e.Get(block.NewExtentID(1, i)); err != nil || s.Refs != want {
+			t.Errorf("extent %d has %d references, %v; want %d", i, s.Refs, err, want)
+		}
+	}
+}
+
+// TestMergeLeavesOutWhatSaysNothing spills entries and the ends of some of them, and expects the merged
+// run to hold the others alone.
+func TestMergeLeavesOutWhatSaysNothing(t *testing.T) {
+	e := NewExceptions(aliveUsage(t, 2, 300), newMemStorage())
+	spill := func(segment block.SegmentID, by int64, runs int, spilled uint64) {
+		t.Helper()
+		for i := range 300 {
+			if _, err := e.Ref(block.NewExtentID(segment, i), by); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := errors.Join(e.Spill(), e.Spill()); err != nil {
+			t.Fatal(err)
+		}
+		if st := e.Stats(); st.Runs != runs || st.Spilled != spilled || st.Entries != 0 {
+			t.Fatalf("%d runs with %d entries are expected, it is %+v", runs, spilled, st)
+		}
+	}
+	spill(2, 1, 1, 300)
+	spill(1, 1, 2, 600)
+	spill(1, -1, 3, 900)
+	spill(1, 1, 4, 1200)
+	spill(1, -1, 1, 300)
+	for i := range 300 {
+		a, err := e.Get(block.NewExtentID(1, i))
+		b, err2 := e.Get(block.NewExtentID(2, i))
+		if a != plain || b.Refs != 2 || errors.Join(err, err2) != nil {
+			t.Errorf("extent %d is %+v and %+v, %v, %v", i, a, b, err, err2)
+		}
+	}
+	spill(2, -1, 2, 600)
+	for want := 3; want <= 4; want++ {
+		spill(1, 1, want, uint64(want)*300)
+	}
+	spill(1, -2, 0, 0)
+}
+
 // TestDamagedRunIsAnError flips every bit of a run's file in turn: what is read is right, or an error.
 func TestDamagedRunIsAnError(t *testing.T) {
 	storage := newMemStorage()
@@ -544,6 +617,31 @@ func TestCuckooHoldsItsLoad(t *testing.T) {
 		if s.n != 0 || s.stashed != 0 || s.buckets > bucketsMin {
 			t.Errorf("empty, it has %d entries, %d in the stash, %d buckets", s.n, s.stashed, s.buckets)
 		}
+	}
+}
+
+// TestStash fills two buckets and the stash behind them.
+func TestStash(t *testing.T) {
+	var s shard
+	s.resize(2) // both buckets are everyone's
+	for n := uint64(1); n <= 16; n++ {
+		if !s.place(slot{key: n << 16, val: n}) {
+			t.Fatalf("no room for %d", n)
+		}
+		s.n++
+	}
+	if s.place(slot{key: 17 << 16}) || s.stashed != 8 {
+		t.Fatalf("%d in the stash", s.stashed)
+	}
+	for n := uint64(16); n >= 1; n-- {
+		i := s.find(n<<16, mix(n<<16))
+		if i < 0 || s.get(i).val != n {
+			t.Fatalf("%d is at %d", n, i)
+		}
+		s.remove(i)
+	}
+	if s.n != 0 || s.stashed != 0 {
+		t.Errorf("%+v", s)
 	}
 }
 

@@ -166,7 +166,7 @@ func Compare(table, recount View) Report {
 			return true
 		}
 		d := Difference{Segment: a.id, Counted: table.usage(a), Mapped: recount.usage(b)}
-		low := a.live < b.live || a.dead > b.dead
+		low := a.live < b.live
 		for slot := range max(int(a.extents), int(b.extents)) {
 			if x, y := a.left(slot), b.left(slot); x != y {
 				d.Slots = append(d.Slots, slot)

@@ -120,6 +120,10 @@ func (m model) mapped(r *rand.Rand) iter.Seq[Mapped] {
 						to++
 					}
 					p := Mapped{Extent: block.NewExtentID(id, slot), Off: uint16(from), Blocks: uint16(to - from), Orig: uint16(len(e))}
+					for p.Off > 0 && to > from && e[p.Off-1] && r.IntN(4) == 0 { // overlaps the one before
+						p.Off--
+						p.Blocks++
+					}
 					for n := 1 + r.IntN(8)/7; n > 0 && to > from; n-- {
 						if !yield(p) {
 							return
