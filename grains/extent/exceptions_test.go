@@ -288,7 +288,7 @@ func TestExceptionsMatchModel(t *testing.T) {
 	case os.Getenv("GRAINDISK_SOAK") != "":
 		steps = 10_000_000
 	case raceEnabled:
-		steps = 100_000
+		steps = 50_000
 	}
 	w := &excWorld{t: t, r: newRand(t), storage: newMemStorage(), model: map[block.ExtentID]State{}, dead: map[block.ExtentID]bool{}}
 	w.u = aliveUsage(t, segments, extents)
@@ -687,7 +687,11 @@ func TestLookupsDuringChanges(t *testing.T) {
 // TestOverflowCountsAreRarelyTouched takes and drops single references, skewed as dedup does: nearly all
 // cancel out in the deltas. A hot name that only gains goes there once in 64 times.
 func TestOverflowCountsAreRarelyTouched(t *testing.T) {
-	const names, updates = 20_000, 400_000
+	const names = 20_000
+	updates := 400_000
+	if raceEnabled {
+		updates = 100_000
+	}
 	r := newRand(t)
 	zipf := rand.NewZipf(r, 1.2, 5, names-1)
 	e := NewExceptions(aliveUsage(t, names/100, 100), nil)
@@ -711,7 +715,7 @@ func TestOverflowCountsAreRarelyTouched(t *testing.T) {
 	}
 	got := e.Stats().OverflowUpdates
 	t.Logf("COUNT %d updates of the overflow counts in %d changes", got, updates)
-	if got > updates/1000 {
+	if got > uint64(updates)/1000 {
 		t.Errorf("%d updates of the overflow counts in %d changes", got, updates)
 	}
 	before := e.Stats().OverflowUpdates

@@ -174,7 +174,11 @@ func TestUsageMatchesModel(t *testing.T) {
 	}
 	var snaps []past
 	var ids []block.SegmentID
-	for round := range 300 {
+	rounds := 300
+	if raceEnabled {
+		rounds = 100
+	}
+	for round := range rounds {
 		for range 1 + r.IntN(8) {
 			id := block.SegmentID(1 + r.IntN(1<<12))
 			if m[id] != nil {
@@ -441,10 +445,10 @@ func TestUsageMemory(t *testing.T) {
 		lose                      func(slot int) (blocks int)
 		most                      float64
 	}{
-		{"64 KiB extents, everything alive", 20_000, 512, 16, func(int) int { return 0 }, 128},
-		{"64 KiB extents, every other dead", 5000, 512, 16, func(s int) int { return s % 2 * 16 }, 320},
+		{"64 KiB extents, everything alive", 5000, 512, 16, func(int) int { return 0 }, 128},
+		{"64 KiB extents, every other dead", 2000, 512, 16, func(s int) int { return s % 2 * 16 }, 320},
 		{"64 KiB extents, all partly mapped", 1000, 512, 16, func(int) int { return 5 }, 3 << 10},
-		{"4 KiB extents, everything alive", 20_000, 8192, 1, func(int) int { return 0 }, 128},
+		{"4 KiB extents, everything alive", 2000, 8192, 1, func(int) int { return 0 }, 128},
 		{"4 KiB extents, every other dead", 500, 8192, 1, func(s int) int { return s % 2 }, 10 << 10},
 		{"8 KiB extents, all partly mapped", 100, 4096, 2, func(int) int { return 1 }, 24 << 10},
 		{"everything dead", 1000, 512, 16, func(int) int { return 16 }, 128},
