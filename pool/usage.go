@@ -108,11 +108,12 @@ func (v mapsView) mapped() iter.Seq[extent.Mapped] {
 	}
 }
 
-// stored describes the segments to a recount, which does not know their births.
-func (v mapsView) stored() iter.Seq[extent.Segment] {
+// stored describes the segments to a recount; only a table knows their births.
+func (v mapsView) stored(births extent.View) iter.Seq[extent.Segment] {
 	return func(yield func(extent.Segment) bool) {
 		for _, info := range v.segments {
-			if !yield(usageOf(info, 0)) {
+			s, _ := births.Segment(info.ID)
+			if !yield(usageOf(info, s.Birth)) {
 				return
 			}
 		}
@@ -123,7 +124,7 @@ func (v mapsView) stored() iter.Seq[extent.Segment] {
 // extent.ErrDamaged if they map what is not stored.
 func (p *Pool) CheckUsage() (extent.Report, error) {
 	v := p.viewMaps()
-	u, err := extent.Recount(v.stored(), v.mapped())
+	u, err := extent.Recount(v.stored(v.usage), v.mapped())
 	if err != nil {
 		return extent.Report{}, err
 	}
@@ -144,7 +145,7 @@ func encodeUsage(v extent.View, put func([]byte) (runRef, error)) ([]runRef, err
 }
 
 // decodeUsage loads the table of a snapshot whose trees and segments are loaded. A table that is not
-// there, or that is damaged, is counted anew.
+// there, that is damaged, or in which a contradiction was found, is counted anew.
 func (p *Pool) decodeUsage(refs []runRef, get func(runRef) ([]byte, error)) error {
 	u := extent.NewUsage()
 	for _, ref := range refs {
@@ -158,20 +159,20 @@ func (p *Pool) decodeUsage(refs []runRef, get func(runRef) ([]byte, error)) erro
 		}
 		if err != nil {
 			p.o.Log.Error("usage table cannot be read, counting anew", "pool", p.o.Name, "err", err)
-			return p.recountUsage()
+			return p.recountUsage(u)
 		}
 	}
 	if err := p.fitsUsage(u); err != nil {
 		if len(refs) > 0 {
-			p.o.Log.Error("usage table does not fit the segments, counting anew", "pool", p.o.Name, "err", err)
+			p.o.Log.Error("usage table does not fit, counting anew", "pool", p.o.Name, "err", err)
 		}
-		return p.recountUsage()
+		return p.recountUsage(u)
 	}
 	p.usage = u
 	return nil
 }
 
-// fitsUsage checks that a table has the segments that the pool has.
+// fitsUsage checks that a table has the segments that the pool has, and can be trusted.
 func (p *Pool) fitsUsage(u *extent.Usage) error {
 	for _, info := range p.segments {
 		s, ok := u.Segment(info.ID)
@@ -179,24 +180,24 @@ func (p *Pool) fitsUsage(u *extent.Usage) error {
 			return fmt.Errorf("segment %d: %w", info.ID, extent.ErrDamaged)
 		}
 	}
-	if n := u.Totals().Segments; n != len(p.segments) {
-		return fmt.Errorf("%d segments, the pool has %d: %w", n, len(p.segments), extent.ErrDamaged)
+	if t := u.Totals(); t.Segments != len(p.segments) || t.Damaged > 0 {
+		return fmt.Errorf("%d segments, %d of them damaged, the pool has %d: %w", t.Segments, t.Damaged, len(p.segments), extent.ErrDamaged)
 	}
 	return nil
 }
 
-// recountUsage replaces the table by a recount. If the maps contradict the segments, all segments count
-// as alive and as damaged, so that nothing is deleted.
-func (p *Pool) recountUsage() error {
-	v := p.viewMaps()
-	u, err := extent.Recount(v.stored(), v.mapped())
+// recountUsage replaces the table by a recount that keeps the births of was. If the maps contradict the
+// segments, all segments count as alive and as damaged, so that nothing is deleted.
+func (p *Pool) recountUsage(was *extent.Usage) error {
+	v, births := p.viewMaps(), was.Snapshot()
+	u, err := extent.Recount(v.stored(births), v.mapped())
 	if err == nil {
 		p.usage = u
 		return nil
 	}
 	p.usageFailed(err)
 	p.usage = extent.NewUsage()
-	for s := range v.stored() {
+	for s := range v.stored(births) {
 		if err := p.usage.Add(s); err != nil {
 			return fmt.Errorf("usage table: %w: %w", writeback.ErrDamaged, err)
 		}

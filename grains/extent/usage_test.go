@@ -568,3 +568,76 @@ func BenchmarkLost(b *testing.B) {
 		order = order[1:]
 	}
 }
+
+// BenchmarkCheckpoint is for 1 TiB in extents of 64 KiB, half of them overwritten in part: one operation
+// is the whole table.
+func BenchmarkCheckpoint(b *testing.B) {
+	const segments, extents = 32_768, 512
+	u := NewUsage()
+	var ls []Loss
+	for id := range block.SegmentID(segments) {
+		if err := u.Add(Segment{ID: id + 1, K: 1, Targets: []block.TargetID{1}, Extents: extents, Blocks: extents * 16}); err != nil {
+			b.Fatal(err)
+		}
+		ls = ls[:0]
+		for slot := 0; slot < extents; slot += 2 {
+			ls = append(ls, Loss{block.NewExtentID(id+1, slot), 16, 5})
+		}
+		if err := u.Lost(ls); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.Run("snapshot", func(b *testing.B) {
+		for b.Loop() {
+			u.Snapshot()
+		}
+	})
+	v := u.Snapshot()
+	b.Run("encode", func(b *testing.B) {
+		for b.Loop() {
+			n := 0
+			for blob := range v.Blobs(1 << 20) {
+				n += len(blob)
+			}
+			b.SetBytes(int64(n))
+		}
+	})
+	blobs := slices.Collect(v.Blobs(1 << 20))
+	b.Run("load", func(b *testing.B) {
+		for b.Loop() {
+			u := NewUsage()
+			for _, blob := range blobs {
+				if err := u.Load(blob); err != nil {
+					b.Fatal(err)
+				}
+			}
+		}
+	})
+	b.Run("recount", func(b *testing.B) {
+		mapped := func(yield func(Mapped) bool) {
+			for id := range block.SegmentID(segments) {
+				for slot := range extents {
+					if !yield(Mapped{block.NewExtentID(id+1, slot), 0, 16 - uint16((slot+1)%2*5), 16}) {
+						return
+					}
+				}
+			}
+		}
+		segs := func(yield func(Segment) bool) {
+			for s := range v.All() {
+				if !yield(s.Segment) {
+					return
+				}
+			}
+		}
+		for b.Loop() {
+			re, err := Recount(segs, mapped)
+			if err != nil {
+				b.Fatal(err)
+			}
+			if rep := Compare(v, re.Snapshot()); len(rep.Leaks)+len(rep.Low) > 0 {
+				b.Fatal(rep)
+			}
+		}
+	})
+}
