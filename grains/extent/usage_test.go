@@ -2,6 +2,7 @@ package extent
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -349,10 +350,7 @@ func TestCandidates(t *testing.T) {
 		}
 	}
 	slices.SortFunc(want, func(a, b SegmentUsage) int {
-		if d := score(b) - score(a); d != 0 {
-			return int(max(min(d*1e9, 1), -1))
-		}
-		return int(a.ID) - int(b.ID)
+		return cmp.Or(cmp.Compare(score(b), score(a)), cmp.Compare(a.ID, b.ID))
 	})
 	for _, n := range []int{0, 1, 50, len(want), 5000} {
 		got := u.Snapshot().Candidates(now, n)
