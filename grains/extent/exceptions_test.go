@@ -288,7 +288,7 @@ func TestExceptionsMatchModel(t *testing.T) {
 	case os.Getenv("GRAINDISK_SOAK") != "":
 		steps = 10_000_000
 	case raceEnabled:
-		steps = 50_000
+		steps = 30_000
 	}
 	w := &excWorld{t: t, r: newRand(t), storage: newMemStorage(), model: map[block.ExtentID]State{}, dead: map[block.ExtentID]bool{}}
 	w.u = aliveUsage(t, segments, extents)
@@ -302,8 +302,8 @@ func TestExceptionsMatchModel(t *testing.T) {
 	spills, restarts, merges, overflows := 0, 0, 0, uint64(0)
 	for i := range steps {
 		w.step()
-		switch n := w.r.IntN(100_000); {
-		case n < 20:
+		switch {
+		case w.r.IntN(min(steps/100, 5000)) == 0:
 			before := w.e.Stats().Runs
 			if err := w.e.Spill(); err != nil {
 				t.Fatal(err)
@@ -312,12 +312,12 @@ func TestExceptionsMatchModel(t *testing.T) {
 			if w.e.Stats().Runs < before {
 				merges++
 			}
-		case n < 22:
+		case i%min(steps/8, 50_000) == 1:
 			overflows += w.e.Stats().OverflowUpdates
 			w.restart()
 			restarts++
 		}
-		if i%(steps/10) == 0 {
+		if i%(steps/4) == 0 {
 			w.check()
 		}
 	}
