@@ -31,8 +31,8 @@ import (
 //	+-------+-----+-----+----------+-------+---+------+------+-----+------+
 //
 // crc is CRC32C over the header without it and the body. The manifest's body is a snapshot in JSON;
-// the body of another part is encoded runs back to back, or, if the manifest would be long, one of its
-// tables: rows of its disks and segments, in JSON.
+// the body of another part is encoded runs and blobs of the usage table back to back, or, if the manifest
+// would be long, one of its tables: rows of its disks and segments, in JSON.
 const (
 	partMagic     = "GDCK"
 	partVersion   = 1
@@ -101,14 +101,14 @@ func (p *Pool) localCheckpoint(ctx context.Context) (*writeback.Frozen, error) {
 	if err != nil {
 		return nil, err
 	}
-	maps := p.mapsNow()
-	defer release(maps)
-	state, err := p.encodeState(maps)
+	v := p.mapsNow()
+	defer v.release()
+	state, err := p.encodeState(v)
 	if err != nil {
 		return nil, err
 	}
 	err = p.log.WriteCheckpoint(c, state)
-	p.keepRuns(maps, err)
+	p.keepRuns(v, err)
 	p.pub.ckpt.due = p.pub.ckpt.due && err != nil
 	if err != nil {
 		if p.log.Failed() != nil {
@@ -143,26 +143,33 @@ func (p *Pool) publishCheckpoint(ctx context.Context) error {
 		part, body = part+1, nil
 		return err
 	}
-	maps := p.mapsNow()
-	defer release(maps)
-	s, err := p.snapshotNow(maps, func(r *densetree.Run) (runRef, error) {
+	put := func(b []byte) (runRef, error) {
+		if len(body)+len(b) > partBytesFull {
+			if err := flush(); err != nil {
+				return runRef{}, err
+			}
+		}
+		ref := runRef{Epoch: epoch, N: n, Part: part, Off: int64(len(body)), Len: int64(len(b))}
+		body = append(body, b...)
+		return ref, nil
+	}
+	view := p.mapsNow()
+	defer view.release()
+	s, err := p.snapshotNow(view, func(r *densetree.Run) (runRef, error) {
 		ref, ok := p.pub.ckpt.runs[r.ID]
 		if !ok {
 			b, err := r.Encode()
+			if err == nil {
+				ref, err = put(b)
+			}
 			if err != nil {
 				return ref, err
 			}
-			if len(body)+len(b) > partBytesFull {
-				if err := flush(); err != nil {
-					return ref, err
-				}
-			}
-			ref = runRef{ID: r.ID, Epoch: epoch, N: n, Part: part, Off: int64(len(body)), Len: int64(len(b))}
-			body = append(body, b...)
+			ref.ID = r.ID
 		}
 		next[r.ID] = ref
 		return ref, nil
-	})
+	}, put)
 	if err == nil {
 		err = flush()
 	}
@@ -321,6 +328,12 @@ func (p *Pool) loadCheckpoint(ctx context.Context, v root.Value) error {
 	err = p.loadTrees(s, func(r runRef) (*densetree.Run, error) {
 		stored[r.ID] = r
 		return runs[r.ID], nil
+	}, func(r runRef) ([]byte, error) {
+		body, err := p.getPart(ctx, r.Epoch, r.N, r.Part)
+		if err != nil {
+			return nil, err
+		}
+		return r.cut(body)
 	})
 	p.setStored(stored)
 	return err
@@ -380,12 +393,21 @@ func (p *Pool) fetchRuns(ctx context.Context, s *snapshot) (map[uint64]*densetre
 	return runs, nil
 }
 
-// decode takes one run out of the body of its part.
-func (ref runRef) decode(body []byte) (*densetree.Run, error) {
+// cut is what the body of its part has.
+func (ref runRef) cut(body []byte) ([]byte, error) {
 	if ref.Off < 0 || ref.Len < 0 || ref.Off > int64(len(body))-ref.Len {
 		return nil, fmt.Errorf("run %d outside its part: %w", ref.ID, segment.ErrDamaged)
 	}
-	r, err := densetree.DecodeRun(body[ref.Off : ref.Off+ref.Len])
+	return body[ref.Off : ref.Off+ref.Len], nil
+}
+
+// decode takes one run out of the body of its part.
+func (ref runRef) decode(body []byte) (*densetree.Run, error) {
+	b, err := ref.cut(body)
+	if err != nil {
+		return nil, err
+	}
+	r, err := densetree.DecodeRun(b)
 	if err != nil {
 		return nil, err
 	}

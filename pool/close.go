@@ -92,6 +92,7 @@ type Status struct {
 	Exposure              ExposureStatus `json:"exposure"`
 	Stripe                string         `json:"stripe"`
 	Segments              int            `json:"segments"`
+	Space                 SpaceStatus    `json:"space"`
 	Targets               []TargetStatus `json:"targets"`
 	Tier                  TierStatus     `json:"tier"`
 }
@@ -136,6 +137,7 @@ func (p *Pool) Status() Status {
 	}
 	v := p.value()
 	s.PublishedCut = v.Cut
+	s.Space = p.spaceStatus()
 	s.Stripe = fmt.Sprintf("%d+%d", v.Stripe.Data, v.Stripe.Parity)
 	p.mu.Lock()
 	defer p.mu.Unlock()

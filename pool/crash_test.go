@@ -82,6 +82,9 @@ func TestCrash(t *testing.T) {
 		{"recoveries done twice", stats.twice.Load(), crashHistories / 2},
 		{"cuts known to the byte", stats.exact.Load(), crashHistories / 10},
 		{"publications", stats.published.Load(), crashHistories},
+		{"usage tables recounted", stats.recounts.Load(), crashHistories * crashCycles},
+		{"usage tables held against a flat map", stats.compacted.Load(), crashHistories},
+		{"trapped blocks in those", stats.trapped.Load(), crashHistories},
 	} {
 		if floor.got < floor.want {
 			t.Errorf("%s: %d, want at least %d: the histories do not reach what they are for", floor.what, floor.got, floor.want)
@@ -148,7 +151,7 @@ func (w *world) recover() error {
 			return fmt.Errorf("read after a %v: %w", w.loss, err)
 		}
 		wasLoss := w.loss
-		if err := w.check(all); err != nil {
+		if err := errors.Join(w.check(all), w.checkUsage(w.rng.IntN(4) == 0)); err != nil {
 			return err
 		}
 		if w.rng.IntN(4) > 0 {
@@ -187,7 +190,7 @@ func (w *world) again(all [][]byte) error {
 				return err
 			}
 		}
-		if err := w.check(now); err != nil {
+		if err := errors.Join(w.check(now), w.checkUsage(false)); err != nil {
 			return err
 		}
 	}
@@ -224,7 +227,7 @@ func (w *world) work() (dead bool, err error) {
 			return w.died(err)
 		}
 	}
-	return w.fs.WasCut(), nil
+	return w.fs.WasCut(), w.checkUsage(w.rng.IntN(2) == 0)
 }
 
 // died passes on an error of a process that lives.

@@ -59,6 +59,7 @@ type world struct {
 	disks  []*crashDisk
 	auto   bool // cuts happen by age as well
 	tight  bool // checkpoints, local and published, come often
+	small  bool // the trees merge often
 
 	p     *Pool
 	life  *life
@@ -84,14 +85,16 @@ type crashStats struct {
 	crashes                                    [lostHost + 1]atomic.Int64
 	inRecovery, atStore, published, ops, exact atomic.Int64
 	mapRuns                                    atomic.Int64 // runs in files that opens found
+	recounts, compacted, trapped               atomic.Int64
 }
 
 func (s *crashStats) String() string {
 	return fmt.Sprintf("%d histories, %d opens, %d process crashes, %d power cuts, %d lost hosts, %d clean closes; "+
-		"%d cut at a request to a target, %d inside recovery; %d states checked, %d of them as exact cuts, %d recovered twice; %d operations, %d publications; %d map runs opened",
+		"%d cut at a request to a target, %d inside recovery; %d states checked, %d of them as exact cuts, %d recovered twice; %d operations, %d publications; "+
+		"%d map runs opened; %d usage tables recounted, %d of them after compaction, with %d trapped blocks",
 		s.histories.Load(), s.opens.Load(), s.crashes[lostProcess].Load(), s.crashes[lostPower].Load(), s.crashes[lostHost].Load(),
 		s.crashes[lostNothing].Load(), s.atStore.Load(), s.inRecovery.Load(), s.checks.Load(), s.exact.Load(), s.twice.Load(),
-		s.ops.Load(), s.published.Load(), s.mapRuns.Load())
+		s.ops.Load(), s.published.Load(), s.mapRuns.Load(), s.recounts.Load(), s.compacted.Load(), s.trapped.Load())
 }
 
 // life is one process as its targets see it: when it dies, and when a target goes away.
@@ -174,7 +177,7 @@ func newWorld(seed uint64, stats *crashStats) (*world, error) {
 		w.stores[i] = backendtest.NewMemory(fmt.Sprintf("target-%d", i))
 	}
 	w.fs = crashtest.NewFS(crashtest.Options{Seed: w.rng.Uint64()})
-	w.auto, w.tight = w.rng.IntN(3) == 0, w.rng.IntN(2) == 0
+	w.auto, w.tight, w.small = w.rng.IntN(3) == 0, w.rng.IntN(2) == 0, w.rng.IntN(2) == 0
 	for i := range 2 + w.rng.IntN(2) {
 		d := &crashDisk{id: block.DiskID(i + 1), name: fmt.Sprintf("disk%d", i+1), blocks: 64 + w.rng.IntN(193)}
 		w.disks = append(w.disks, d)
@@ -206,6 +209,9 @@ func (w *world) options(fs *crashtest.FS, l *life) Options {
 	o := Options{
 		Name: "main", FS: fs, TierDir: "/tier", TierBytes: crashSlots * crashSlotBytes, SlotBytes: crashSlotBytes,
 		SegmentBytes: crashSegmentBytes, MaxDirtyAge: time.Hour, Host: "host", Log: slog.New(slog.NewTextHandler(w.trace, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	}
+	if w.small {
+		o.mapLevel0, o.mapRun = 4, 4
 	}
 	if w.tight {
 		o.CheckpointCuts, o.CheckpointBytes, o.mapLevel0, o.mapRun, o.tableRows = 6, 64<<10, 8, 6, 10

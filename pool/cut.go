@@ -273,6 +273,7 @@ func (p *Pool) applyCut(rec *segment.CutRecord, last segment.Info, idx []*segmen
 	}
 	p.segments[last.ID] = last
 	p.mu.Unlock()
+	p.addUsage(rec.AllSegments(last), rec.Time)
 	for _, ch := range rec.Disks {
 		if t := p.tree(ch.Disk); t != nil && len(ch.Unmaps) > 0 {
 			holes := make([]densetree.Entry, len(ch.Unmaps))

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 
+	"graindisk/grains/extent"
 	"graindisk/grains/segment"
 	"graindisk/vdisk/densetree"
 )
@@ -41,6 +42,9 @@ func Describe(w io.Writer, part []byte) error {
 		fmt.Fprintf(w, "table        in part %d, %d bytes, crc %08x\n", t.Part, t.Bytes, t.CRC)
 	}
 	describeTable(w, s.Disks, s.Segments)
+	for _, r := range s.Usage {
+		fmt.Fprintf(w, "usage        at %d of part %d of checkpoint %d/%d, %d bytes\n", r.Off, r.Part, r.Epoch, r.N, r.Len)
+	}
 	return nil
 }
 
@@ -56,10 +60,21 @@ func describeTable(w io.Writer, disks []diskState, segments []segment.Info) {
 	}
 }
 
-// describeRuns prints the runs of a body, which says nothing of their lengths: each begins with its
-// own header.
+// describeRuns prints the runs and the usage table in a body, which says nothing of their lengths: each
+// begins with its own header.
 func describeRuns(w io.Writer, body []byte) error {
 	for off := 0; off < len(body); {
+		if extent.IsBlob(body[off:]) {
+			n, err := extent.BlobLen(body[off:])
+			if err == nil {
+				err = extent.DescribeBlob(w, body[off:off+n])
+			}
+			if err != nil {
+				return err
+			}
+			off += n
+			continue
+		}
 		n, err := densetree.RunLen(body[off:])
 		if err != nil {
 			return err

@@ -86,7 +86,7 @@ func (p *Pool) treeOptions() densetree.Options {
 	return densetree.Options{
 		Store: p.runs, Level0Max: p.o.mapLevel0, RunMax: p.o.mapRun,
 		NextRunID: func() uint64 { return p.runID.Add(1) }, Guard: p.maps.RLocker(), Hold: &p.replaying,
-		MergeFailed: p.mergeFailed,
+		MergeFailed: p.mergeFailed, Lost: p.lost,
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"graindisk/block"
+	"graindisk/grains/extent"
 	"graindisk/grains/segment"
 	"graindisk/vdisk/densetree"
 	"graindisk/writeback"
@@ -96,6 +97,21 @@ func sampleRuns(t testing.TB) []byte {
 	return encodePart(3, 2, 1, body)
 }
 
+// sampleUsage is a part with a run and a usage table.
+func sampleUsage(t testing.TB) []byte {
+	u := extent.NewUsage()
+	err := errors.Join(u.Add(usageOf(sampleInfo(7), 1_700_000_000)), u.Add(usageOf(sampleInfo(8), 1_700_000_030)),
+		u.Lost([]extent.Loss{{Extent: block.NewExtentID(8, 0), Orig: 1, Blocks: 1}}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	body := sampleRuns(t)[partHeaderLen:]
+	for b := range u.Snapshot().Blobs(usageBlobBytes) {
+		body = append(body, b...)
+	}
+	return encodePart(3, 2, 1, body)
+}
+
 func samplePublication(t testing.TB) []byte {
 	b, err := segment.NewBuilder(segment.BuildOptions{
 		ID: 7, Epoch: 3, K: 1, M: 1, Cut: 17, PayloadBytes: 4096, Rand: bytes.NewReader(make([]byte, 64)),
@@ -129,7 +145,7 @@ func TestGoldenCheckpointParts(t *testing.T) {
 	}
 	tables := sampleTables(t)
 	for name, b := range map[string][]byte{
-		"manifest.ckpt": sampleManifest(t), "runs.ckpt": sampleRuns(t), "tables.ckpt": tables[0], "table.ckpt": tables[1],
+		"manifest.ckpt": sampleManifest(t), "runs.ckpt": sampleRuns(t), "tables.ckpt": tables[0], "table.ckpt": tables[1], "usage.ckpt": sampleUsage(t),
 		"manifest-v1.ckpt": v1("manifest-v1.ckpt"), "runs-v1.ckpt": v1("runs-v1.ckpt"),
 	} {
 		b = golden(t, name, b)
@@ -230,6 +246,7 @@ func FuzzDecodePart(f *testing.F) {
 	for _, p := range sampleTables(f) {
 		f.Add(p)
 	}
+	f.Add(sampleUsage(f))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		_ = Describe(&bytes.Buffer{}, b) // must not panic
 		if body, err := decodePart(b, 3, 2, 1); err == nil && !bytes.Equal(encodePart(3, 2, 1, body), b) {

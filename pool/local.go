@@ -4,9 +4,6 @@ import (
 	"context"
 	"sync"
 	"time"
-
-	"graindisk/block"
-	"graindisk/vdisk/densetree"
 )
 
 // localPoll is how often keepLocal looks at the length of the metadata log.
@@ -44,23 +41,17 @@ func (p *Pool) checkpointHere(ctx context.Context) error {
 	p.mapsMu.Lock()
 	unlock := sync.OnceFunc(p.mapsMu.Unlock)
 	defer unlock()
-	var maps map[block.DiskID]*densetree.Snapshot
-	defer func() { release(maps) }()
+	var v mapsView
+	defer func() { v.release() }()
 	err := p.log.Checkpoint(ctx, func() ([]byte, error) {
 		defer unlock()
-		maps = p.mapsNow()
-		return p.encodeState(maps)
+		v = p.mapsNow()
+		return p.encodeState(v)
 	})
-	p.keepRuns(maps, err)
+	p.keepRuns(v, err)
 	return err
 }
 
 // keepRuns keeps the files that the local checkpoint of these maps names, beside those of the one before
 // if the writing failed.
-func (p *Pool) keepRuns(maps map[block.DiskID]*densetree.Snapshot, err error) {
-	var named []*densetree.Run
-	for _, m := range maps {
-		named = append(named, m.Runs()...)
-	}
-	p.runs.Keep(named, err != nil)
-}
+func (p *Pool) keepRuns(v mapsView, err error) { p.runs.Keep(v.runs(), err != nil) }

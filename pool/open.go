@@ -13,6 +13,7 @@ import (
 	"graindisk/backend"
 	"graindisk/block"
 	"graindisk/grains/cache"
+	"graindisk/grains/extent"
 	"graindisk/grains/segment"
 	"graindisk/pool/root"
 	"graindisk/tier"
@@ -59,7 +60,7 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 	}
 	p := &Pool{
 		o: o, disks: map[string]*vdisk.Disk{}, trees: map[block.DiskID]*densetree.Tree{}, nextDisk: 1,
-		segments: map[block.SegmentID]segment.Info{}, sick: map[block.TargetID]sickness{},
+		segments: map[block.SegmentID]segment.Info{}, sick: map[block.TargetID]sickness{}, usage: extent.NewUsage(),
 	}
 	p.pub.disks = map[block.DiskID]segment.DiskMeta{}
 	p.pub.kick = make(chan chan<- error)

@@ -35,6 +35,7 @@ import (
 	"graindisk/backend"
 	"graindisk/block"
 	"graindisk/grains/cache"
+	"graindisk/grains/extent"
 	"graindisk/grains/segment"
 	"graindisk/internal/vfs"
 	"graindisk/pool/root"
@@ -191,6 +192,10 @@ type Pool struct {
 	runID  atomic.Uint64        // numbers runs of the dense trees
 	gateFn atomic.Pointer[gate] // the answer to every request, once the pool must not serve any more
 	broken atomic.Pointer[gate] // why no more cuts are made
+
+	// usage counts what the maps have of each segment; see usage.go.
+	usage    *extent.Usage // replaced only while opening
+	usageErr atomic.Pointer[gate]
 
 	uuid     uuid.UUID
 	logID    writeback.UUID

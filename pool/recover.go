@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 
 	"graindisk/block"
+	"graindisk/grains/extent"
 	"graindisk/grains/segment"
 	"graindisk/pool/root"
 	"graindisk/vdisk/densetree"
@@ -91,6 +92,7 @@ func (p *Pool) forget() {
 	clear(p.disks)
 	clear(p.trees)
 	clear(p.segments)
+	p.usage = extent.NewUsage()
 	clear(p.pub.disks)
 	p.nextDisk = 1
 	p.pub.cut, p.pub.cutCRC, p.pub.horizon, p.pub.nextSeg = 0, 0, 0, block.SegmentID(p.val.SegLimit)
@@ -269,8 +271,9 @@ func (p *Pool) loadCut(ctx context.Context, ref root.CutRef, record bool) error 
 	return nil
 }
 
-// loadTrees makes the disks of a snapshot with the runs that load gives.
-func (p *Pool) loadTrees(s *snapshot, load func(runRef) (*densetree.Run, error)) error {
+// loadTrees makes the disks of a snapshot with the runs that load gives, and the usage table with the bytes
+// that get fetches.
+func (p *Pool) loadTrees(s *snapshot, load func(runRef) (*densetree.Run, error), get func(runRef) ([]byte, error)) error {
 	for _, d := range s.Disks {
 		runs := make([]*densetree.Run, 0, len(d.Runs))
 		for _, ref := range d.Runs {
@@ -295,5 +298,5 @@ func (p *Pool) loadTrees(s *snapshot, load func(runRef) (*densetree.Run, error))
 	}
 	p.pub.cut, p.pub.cutCRC, p.pub.horizon = s.Cut, s.CutCRC, writeback.Seq(s.Horizon)
 	p.nextDisk = max(p.nextDisk, block.DiskID(s.NextDisk))
-	return nil
+	return p.decodeUsage(s.Usage, get)
 }

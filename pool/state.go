@@ -112,6 +112,7 @@ type snapshot struct {
 	NextDisk uint32         `json:"next_disk"`
 	Disks    []diskState    `json:"disks"`
 	Segments []segment.Info `json:"segments"`
+	Usage    []runRef       `json:"usage,omitempty"`  // blobs of the usage table; without any it is recounted
 	Tables   []tableRef     `json:"tables,omitempty"` // published checkpoints: where the rest of the two is
 	Root     *root.Value    `json:"root,omitempty"`   // local checkpoints: the root as last committed
 }
@@ -138,36 +139,15 @@ type runRef struct {
 	Len   int64  `json:"len"`
 }
 
-// mapsNow is the maps of all published disks at one moment. The caller releases them.
-func (p *Pool) mapsNow() map[block.DiskID]*densetree.Snapshot {
-	maps := map[block.DiskID]*densetree.Snapshot{}
-	p.maps.Lock()
-	defer p.maps.Unlock()
-	for id := range p.pub.disks {
-		maps[id] = p.tree(id).Snapshot()
-	}
-	return maps
-}
-
-func release(maps map[block.DiskID]*densetree.Snapshot) {
-	for _, m := range maps {
-		m.Release()
-	}
-}
-
-// snapshotNow describes the published state; place says where each run goes.
-func (p *Pool) snapshotNow(maps map[block.DiskID]*densetree.Snapshot, place func(*densetree.Run) (runRef, error)) (*snapshot, error) {
+// snapshotNow describes the published state; place says where each run goes, put where other bytes go.
+func (p *Pool) snapshotNow(v mapsView, place func(*densetree.Run) (runRef, error), put func([]byte) (runRef, error)) (*snapshot, error) {
 	s := &snapshot{
 		Format: snapshotFormat, Epoch: p.epoch.Load(), Cut: p.pub.cut, CutCRC: p.pub.cutCRC, Horizon: uint64(p.pub.horizon),
 	}
-	p.mu.Lock()
-	for _, info := range p.segments {
-		s.Segments = append(s.Segments, info)
-	}
-	p.mu.Unlock()
+	s.Segments = v.segments
 	for id, meta := range p.pub.disks {
 		d := diskState{Disk: id, Meta: meta}
-		for _, r := range maps[id].Runs() {
+		for _, r := range v.trees[id].Runs() {
 			ref, err := place(r)
 			if err != nil {
 				return nil, err
@@ -178,37 +158,47 @@ func (p *Pool) snapshotNow(maps map[block.DiskID]*densetree.Snapshot, place func
 		s.NextDisk = max(s.NextDisk, uint32(id)+1)
 	}
 	s.sort()
-	return s, nil
+	var err error
+	s.Usage, err = encodeUsage(v.usage, put)
+	return s, err
 }
 
 // encodeState is the pool's part of a local checkpoint:
 //
-//	u32 length | snapshot (JSON) | u32 length | runs back to back | u32 length | old cache index
+//	u32 length | snapshot (JSON) | u32 length | runs and usage table back to back | u32 length | old cache index
 //
 // The runs are those that are in memory, levels 0; the others are in files, stable already, and named. The
 // last part is empty: the cache keeps its index itself. States written before that have it here.
-func (p *Pool) encodeState(maps map[block.DiskID]*densetree.Snapshot) ([]byte, error) {
+func (p *Pool) encodeState(v mapsView) ([]byte, error) {
 	var runs []byte
 	var stored map[uint64]runRef
 	if m := p.storedRuns.Load(); m != nil {
 		stored = *m
 	}
-	s, err := p.snapshotNow(maps, func(r *densetree.Run) (runRef, error) {
+	put := func(b []byte) (runRef, error) {
+		ref := runRef{Off: int64(len(runs)), Len: int64(len(b))}
+		runs = append(runs, b...)
+		return ref, nil
+	}
+	s, err := p.snapshotNow(v, func(r *densetree.Run) (runRef, error) {
 		if r.File() != 0 {
 			ref := stored[r.ID] // no part if it was not published yet
 			ref.ID, ref.File = r.ID, r.File()
 			return ref, nil
 		}
 		b, err := r.Encode()
-		ref := runRef{ID: r.ID, Off: int64(len(runs)), Len: int64(len(b))}
-		runs = append(runs, b...)
+		if err != nil {
+			return runRef{}, err
+		}
+		ref, err := put(b)
+		ref.ID = r.ID
 		return ref, err
-	})
+	}, put)
 	if err != nil {
 		return nil, err
 	}
-	v := p.value()
-	s.Root = &v
+	val := p.value()
+	s.Root = &val
 	head, err := json.Marshal(s)
 	if err != nil {
 		return nil, err
@@ -235,6 +225,12 @@ func (p *Pool) loadState(b []byte) error {
 	p.val = *s.Root
 	p.raiseEpoch(s.Epoch)
 	stored := map[uint64]runRef{}
+	get := func(ref runRef) ([]byte, error) {
+		if ref.Off < 0 || ref.Len < 0 || ref.Off > int64(len(runs))-ref.Len {
+			return nil, fmt.Errorf("run %d outside the state: %w", ref.ID, writeback.ErrDamaged)
+		}
+		return runs[ref.Off : ref.Off+ref.Len], nil
+	}
 	err = p.loadTrees(s, func(ref runRef) (*densetree.Run, error) {
 		if ref.File != 0 {
 			r, err := p.runs.Open(ref.File, ref.ID)
@@ -243,11 +239,12 @@ func (p *Pool) loadState(b []byte) error {
 			}
 			return r, err
 		}
-		if ref.Off < 0 || ref.Len < 0 || ref.Off > int64(len(runs))-ref.Len {
-			return nil, fmt.Errorf("run %d outside the state: %w", ref.ID, writeback.ErrDamaged)
+		b, err := get(ref)
+		if err != nil {
+			return nil, err
 		}
-		return densetree.DecodeRun(runs[ref.Off : ref.Off+ref.Len])
-	})
+		return densetree.DecodeRun(b)
+	}, get)
 	p.setStored(stored)
 	p.pub.ckpt.old = true
 	if err != nil {

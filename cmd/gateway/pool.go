@@ -123,6 +123,11 @@ func runPoolStatus(ctx context.Context, a *app, names []string) ([]pool.Status, 
 		case e.WriteDelaySeconds > 0:
 			fmt.Fprintf(a.stdout, "  new writes are delayed by %.0f ms: the tier fills\n", 1000*e.WriteDelaySeconds)
 		}
+		fmt.Fprintf(a.stdout, "  stored: %s, of them %s live, %s trapped, %s dead; %d segments are dead\n", config.Bytes(p.Space.StoredBytes),
+			config.Bytes(p.Space.LiveBytes), config.Bytes(p.Space.TrappedBytes), config.Bytes(p.Space.DeadBytes), p.Space.DeadSegments)
+		if p.Space.Error != "" {
+			fmt.Fprintf(a.stdout, "  error: %d segments have wrong counts and are not cleaned: %s\n", p.Space.DamagedSegments, p.Space.Error)
+		}
 		fmt.Fprintf(a.stdout, "  tier: %d slots of %s: %d busy, %d cache, %d free\n", p.Tier.Busy+p.Tier.Clean+p.Tier.Free,
 			config.Bytes(p.Tier.SlotBytes), p.Tier.Busy, p.Tier.Clean, p.Tier.Free)
 		for _, t := range p.Targets {

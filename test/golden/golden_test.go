@@ -65,12 +65,22 @@ func openPool(t *testing.T, dir string, takeover bool) *pool.Pool {
 	if err != nil {
 		t.Fatal(err)
 	}
+	checkUsage(t, p)
 	t.Cleanup(func() {
 		if err := p.Close(context.Background()); err != nil {
 			t.Errorf("close: %v", err)
 		}
 	})
 	return p
+}
+
+// checkUsage expects a usage table that equals a recount, though the pool's checkpoints have none.
+func checkUsage(t *testing.T, p *pool.Pool) {
+	t.Helper()
+	rep, err := p.CheckUsage()
+	if s := p.Status().Space; err != nil || len(rep.Leaks)+len(rep.Low) > 0 || s.Error != "" || s.LiveBytes == 0 {
+		t.Errorf("usage table %+v differs from a recount: %+v, %v", s, rep, err)
+	}
 }
 
 func remove(t *testing.T, path string) {

@@ -1,0 +1,248 @@
+package pool
+
+import (
+	"errors"
+	"fmt"
+	"iter"
+	"math"
+
+	"graindisk/block"
+	"graindisk/grains/extent"
+	"graindisk/grains/segment"
+	"graindisk/vdisk/densetree"
+	"graindisk/writeback"
+)
+
+// The usage table follows the trees: a cut adds its segments, wholly alive, before its extents enter the
+// trees, and from there on every loss a tree reports is counted out. Checkpoints hold table and trees as
+// of one moment, and replaying the publications above one applies the same cuts to both; so the table
+// always equals a recount of what the trees map, hidden entries included. One without a table (an older
+// release wrote it) is recounted once, at open.
+
+// usageBlobBytes is how much of the table makes one blob in a checkpoint.
+const usageBlobBytes = 1 << 20
+
+// lost counts out what a tree has lost. It runs with p.maps held for reading.
+func (p *Pool) lost(ls []densetree.Loss) {
+	out := make([]extent.Loss, len(ls))
+	for i, l := range ls {
+		out[i] = extent.Loss(l)
+	}
+	p.usageFailed(p.usage.Lost(out))
+}
+
+// addUsage takes the segments of a cut into the table.
+func (p *Pool) addUsage(infos []segment.Info, birth int64) {
+	for _, info := range infos {
+		p.usageFailed(p.usage.Add(usageOf(info, birth)))
+	}
+}
+
+// usageFailed notes that the table contradicts the maps. Serving goes on: the segments concerned are
+// marked, and never deleted or cleaned until they are counted anew.
+func (p *Pool) usageFailed(err error) {
+	if err == nil {
+		return
+	}
+	p.o.Log.Error("extent counts contradict the maps", "pool", p.o.Name, "err", err)
+	p.usageErr.CompareAndSwap(nil, &gate{err})
+}
+
+func usageOf(info segment.Info, birth int64) extent.Segment {
+	return extent.Segment{
+		ID: info.ID, Epoch: info.Epoch, K: info.K, M: info.M, Targets: info.Targets, Birth: birth,
+		Extents: info.Extents, Blocks: uint32(min(info.PayloadBytes/block.Size, math.MaxUint32)),
+	}
+}
+
+// A mapsView is all published maps, segments and the usage table of one moment, between two cuts.
+type mapsView struct {
+	trees    map[block.DiskID]*densetree.Snapshot
+	segments []segment.Info
+	usage    extent.View
+}
+
+// mapsNow takes the view, to be released. The caller is the one who applies cuts, or holds mapsMu.
+func (p *Pool) mapsNow() mapsView {
+	v := mapsView{trees: map[block.DiskID]*densetree.Snapshot{}}
+	p.mu.Lock()
+	for _, info := range p.segments {
+		v.segments = append(v.segments, info)
+	}
+	p.mu.Unlock()
+	p.maps.Lock()
+	defer p.maps.Unlock()
+	for id := range p.pub.disks {
+		v.trees[id] = p.tree(id).Snapshot()
+	}
+	v.usage = p.usage.Snapshot()
+	return v
+}
+
+func (v mapsView) release() {
+	for _, t := range v.trees {
+		t.Release()
+	}
+}
+
+// runs are those of all trees.
+func (v mapsView) runs() (list []*densetree.Run) {
+	for _, t := range v.trees {
+		list = append(list, t.Runs()...)
+	}
+	return list
+}
+
+// mapped walks all that the trees map; err tells afterwards whether all of it could be read.
+func (v mapsView) mapped(err *error) iter.Seq[extent.Mapped] {
+	return func(yield func(extent.Mapped) bool) {
+		for _, r := range v.runs() {
+			more := true
+			*err = r.Each(func(e densetree.Entry) bool {
+				if e.Kind == densetree.Data {
+					more = yield(extent.Mapped{Extent: e.Extent, Off: e.Off, Blocks: uint16(e.Blocks), Orig: e.Orig})
+				}
+				return more
+			})
+			if *err != nil || !more {
+				return
+			}
+		}
+	}
+}
+
+// recount counts anew what the trees map.
+func (v mapsView) recount(births extent.View) (*extent.Usage, error) {
+	var unread error
+	u, err := extent.Recount(v.stored(births), v.mapped(&unread))
+	return u, errors.Join(unread, err)
+}
+
+// stored describes the segments to a recount; only a table knows their births.
+func (v mapsView) stored(births extent.View) iter.Seq[extent.Segment] {
+	return func(yield func(extent.Segment) bool) {
+		for _, info := range v.segments {
+			s, _ := births.Segment(info.ID)
+			if !yield(usageOf(info, s.Birth)) {
+				return
+			}
+		}
+	}
+}
+
+// CheckUsage compares the usage table with a recount of what the trees map. It fails with
+// extent.ErrDamaged if they map what is not stored.
+func (p *Pool) CheckUsage() (extent.Report, error) {
+	p.mapsMu.Lock()
+	v := p.mapsNow()
+	p.mapsMu.Unlock()
+	defer v.release()
+	u, err := v.recount(v.usage)
+	if err != nil {
+		return extent.Report{}, err
+	}
+	return extent.Compare(v.usage, u.Snapshot()), nil
+}
+
+// encodeUsage stores a table blob by blob and returns where they are.
+func encodeUsage(v extent.View, put func([]byte) (runRef, error)) ([]runRef, error) {
+	var refs []runRef
+	for b := range v.Blobs(usageBlobBytes) {
+		ref, err := put(b)
+		if err != nil {
+			return nil, err
+		}
+		refs = append(refs, ref)
+	}
+	return refs, nil
+}
+
+// decodeUsage loads the table of a snapshot whose trees and segments are loaded. A table that is not
+// there, that is damaged, or in which a contradiction was found, is counted anew.
+func (p *Pool) decodeUsage(refs []runRef, get func(runRef) ([]byte, error)) error {
+	u := extent.NewUsage()
+	for _, ref := range refs {
+		b, err := get(ref)
+		if err != nil {
+			return err
+		}
+		err = u.Load(b)
+		if errors.Is(err, extent.ErrNewer) {
+			return fmt.Errorf("usage table: %w: %w", writeback.ErrNewer, err)
+		}
+		if err != nil {
+			p.o.Log.Error("usage table cannot be read, counting anew", "pool", p.o.Name, "err", err)
+			return p.recountUsage(u)
+		}
+	}
+	if err := p.fitsUsage(u); err != nil {
+		if len(refs) > 0 {
+			p.o.Log.Error("usage table does not fit, counting anew", "pool", p.o.Name, "err", err)
+		}
+		return p.recountUsage(u)
+	}
+	p.usage = u
+	return nil
+}
+
+// fitsUsage checks that a table has the segments that the pool has, and can be trusted.
+func (p *Pool) fitsUsage(u *extent.Usage) error {
+	for _, info := range p.segments {
+		s, ok := u.Segment(info.ID)
+		if !ok || s.Epoch != info.Epoch || s.K != info.K || s.M != info.M || s.Extents != info.Extents {
+			return fmt.Errorf("segment %d: %w", info.ID, extent.ErrDamaged)
+		}
+	}
+	if t := u.Totals(); t.Segments != len(p.segments) || t.Damaged > 0 {
+		return fmt.Errorf("%d segments, %d of them damaged, the pool has %d: %w", t.Segments, t.Damaged, len(p.segments), extent.ErrDamaged)
+	}
+	return nil
+}
+
+// recountUsage replaces the table by a recount that keeps the births of was. If the maps contradict the
+// segments, all segments count as alive and as damaged, so that nothing is deleted.
+func (p *Pool) recountUsage(was *extent.Usage) error {
+	v, births := p.mapsNow(), was.Snapshot()
+	defer v.release()
+	u, err := v.recount(births)
+	if err == nil {
+		p.usage = u
+		return nil
+	}
+	p.usageFailed(err)
+	p.usage = extent.NewUsage()
+	for s := range v.stored(births) {
+		if err := p.usage.Add(s); err != nil {
+			return fmt.Errorf("usage table: %w: %w", writeback.ErrDamaged, err)
+		}
+		p.usage.Distrust(s.ID)
+	}
+	return nil
+}
+
+// SpaceStatus is what the targets hold, by kind, parity and indexes aside: stored is live, trapped and
+// dead together. Live bytes are mapped, trapped ones are not but share an extent with mapped ones, and
+// the rest is dead: whole extents that cleaning gains back.
+type SpaceStatus struct {
+	StoredBytes     uint64 `json:"stored_bytes"`
+	LiveBytes       uint64 `json:"live_bytes"`
+	TrappedBytes    uint64 `json:"trapped_bytes"`
+	DeadBytes       uint64 `json:"dead_bytes"`
+	Segments        int    `json:"segments"`
+	DeadSegments    int    `json:"dead_segments"`    // with nothing alive in them
+	DamagedSegments int    `json:"damaged_segments"` // with counts that contradicted the maps
+	Error           string `json:"error,omitempty"`  // the first contradiction found
+}
+
+func (p *Pool) spaceStatus() SpaceStatus {
+	t := p.usage.Totals()
+	s := SpaceStatus{
+		StoredBytes: t.Blocks * block.Size, LiveBytes: t.LiveBlocks * block.Size, TrappedBytes: t.TrappedBlocks * block.Size,
+		DeadBytes: (t.Blocks - t.LiveBlocks - t.TrappedBlocks) * block.Size,
+		Segments:  t.Segments, DeadSegments: t.DeadSegments, DamagedSegments: t.Damaged,
+	}
+	if g := p.usageErr.Load(); g != nil {
+		s.Error = g.err.Error()
+	}
+	return s
+}
