@@ -37,9 +37,9 @@ func (p *Buffers) Stats() BufferStats {
 // bufferUnit rounds sizes up, so that segments of nearly one size share buffers.
 const bufferUnit = 64 << 10
 
-// get lends a slice of length 0 and at least n bytes of capacity: the smallest there is, unless it is
+// Get lends a slice of length 0 and at least n bytes of capacity: the smallest there is, unless it is
 // more than four times too large.
-func (p *Buffers) get(n int64) []byte {
+func (p *Buffers) Get(n int64) []byte {
 	if p == nil {
 		return make([]byte, 0, n)
 	}
@@ -68,8 +68,8 @@ func (p *Buffers) find(n int64) []byte {
 	return b
 }
 
-// put takes back what get lent. Without reuse it is left to the collector: somebody may still read it.
-func (p *Buffers) put(b []byte, reuse bool) {
+// Put takes back what Get lent. Without reuse it is left to the collector: somebody may still read it.
+func (p *Buffers) Put(b []byte, reuse bool) {
 	if p == nil || b == nil {
 		return
 	}

@@ -203,7 +203,7 @@ func (b *Builder) PayloadBytes() int64 { return int64(b.index.Info.PayloadBytes)
 func (b *Builder) object(shard int) []byte {
 	if b.objects[shard] == nil {
 		tail := indexBytesMin + b.o.PayloadBytes/block.Size*13 + TrailerBytes
-		b.objects[shard] = b.o.Buffers.get(HeaderBytes + b.areaBytes + tail)[:HeaderBytes+b.areaBytes]
+		b.objects[shard] = b.o.Buffers.Get(HeaderBytes + b.areaBytes + tail)[:HeaderBytes+b.areaBytes]
 	}
 	return b.objects[shard]
 }
@@ -212,7 +212,7 @@ func (b *Builder) object(shard int) []byte {
 func (b *Builder) Discard() {
 	b.sealed = true
 	for n, o := range b.objects {
-		b.o.Buffers.put(o, true)
+		b.o.Buffers.Put(o, true)
 		b.objects[n] = nil
 	}
 }
@@ -292,7 +292,7 @@ func (b *Builder) balance() {
 		copy(b.object(shard)[HeaderBytes+off:], from)
 	}
 	for _, o := range old {
-		b.o.Buffers.put(o, true)
+		b.o.Buffers.Put(o, true)
 	}
 }
 
@@ -340,8 +340,8 @@ func (b *Builder) finish(t Trailer, areas [][]byte, tail []byte) (*Sealed, error
 	for n, object := range b.objects {
 		h.Shard, t.Shard, t.AreaCRC = uint8(n), uint8(n), block.CRC(areas[n])
 		if need := t.Info.ObjectBytes(); int64(cap(object)) < need {
-			object = append(b.o.Buffers.get(need), object...)
-			b.o.Buffers.put(b.objects[n], true)
+			object = append(b.o.Buffers.Get(need), object...)
+			b.o.Buffers.Put(b.objects[n], true)
 		}
 		h.append(object[:0])
 		b.objects[n] = t.append(append(object, tail...))
@@ -351,5 +351,7 @@ func (b *Builder) finish(t Trailer, areas [][]byte, tail []byte) (*Sealed, error
 	if err != nil {
 		return nil, fmt.Errorf("seal segment %d: read back: %w", b.o.ID, err)
 	}
-	return &Sealed{Info: t.Info, Index: x, Shards: b.objects, buffers: b.o.Buffers}, nil
+	s := &Sealed{Info: t.Info, Index: x, Shards: b.objects, buffers: b.o.Buffers}
+	b.objects = nil
+	return s, nil
 }

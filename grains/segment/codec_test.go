@@ -305,19 +305,19 @@ func FuzzUnpack(f *testing.F) {
 // TestBuffersAreBounded lends and takes back.
 func TestBuffersAreBounded(t *testing.T) {
 	p := NewBuffers(1 << 20)
-	a, b := p.get(300<<10), p.get(900<<10)
+	a, b := p.Get(300<<10), p.Get(900<<10)
 	if st := p.Stats(); st.Lent < 1200<<10 || st.Peak != st.Lent {
 		t.Errorf("%+v", st)
 	}
-	p.put(a, true)
-	p.put(b, true)
+	p.Put(a, true)
+	p.Put(b, true)
 	if st := p.Stats(); st.Lent != 0 || st.Idle > 1<<20 || st.Idle < 900<<10 {
 		t.Errorf("the larger one is kept: %+v", st)
 	}
-	if c := p.get(500 << 10); &c[:1][0] != &b[:1][0] {
+	if c := p.Get(500 << 10); &c[:1][0] != &b[:1][0] {
 		t.Error("fresh memory though there is some")
 	}
-	p.put(p.get(400<<10), false)
+	p.Put(p.Get(400<<10), false)
 	if st := p.Stats(); st.Idle != 0 {
 		t.Errorf("taken back though somebody may read it: %+v", st)
 	}

@@ -105,7 +105,7 @@ func (s *Sealed) verifyParity(areas [][]byte) error {
 // request that was given up.
 func (s *Sealed) Release(reuse bool) {
 	for _, b := range s.Shards {
-		s.buffers.put(b, reuse)
+		s.buffers.Put(b, reuse)
 	}
 	s.Shards = nil
 }
