@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"graindisk/grains/segment"
 	"graindisk/pool/root"
 )
 
@@ -21,6 +22,13 @@ func (p *Pool) Publish(ctx context.Context) error {
 	select {
 	case err := <-answer:
 		return err
+	case <-p.pub.done:
+		select {
+		case err := <-answer:
+			return err
+		default:
+			return p.stopped()
+		}
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -62,9 +70,7 @@ func (p *Pool) release(ctx context.Context) error {
 			return err
 		}
 	}
-	v := p.value()
-	v.State = root.Released
-	if err := p.commit(ctx, v); err != nil {
+	if err := p.update(ctx, func(v *root.Value) { v.State = root.Released }); err != nil {
 		return err
 	}
 	f, err := p.localCheckpoint(ctx)
@@ -76,18 +82,22 @@ func (p *Pool) release(ctx context.Context) error {
 
 // Status is a pool as people and programs want to see it.
 type Status struct {
-	Name                  string         `json:"name"`
-	UUID                  string         `json:"uuid"`
-	State                 string         `json:"state"` // serving | claiming | stopped
-	Error                 string         `json:"error,omitempty"`
-	Epoch                 uint64         `json:"epoch"`
-	PublishedCut          uint64         `json:"published_cut"`
-	UnpublishedBytes      int64          `json:"unpublished_bytes"`
-	UnpublishedAgeSeconds float64        `json:"unpublished_age_seconds"`
-	Stripe                string         `json:"stripe"`
-	Segments              int            `json:"segments"`
-	Targets               []TargetStatus `json:"targets"`
-	Tier                  TierStatus     `json:"tier"`
+	Name                  string  `json:"name"`
+	UUID                  string  `json:"uuid"`
+	State                 string  `json:"state"` // serving | claiming | stopped
+	Error                 string  `json:"error,omitempty"`
+	Epoch                 uint64  `json:"epoch"`
+	PublishedCut          uint64  `json:"published_cut"`
+	UnpublishedBytes      int64   `json:"unpublished_bytes"`
+	UnpublishedAgeSeconds float64 `json:"unpublished_age_seconds"`
+	Stripe                string  `json:"stripe"`
+	Segments              int     `json:"segments"`
+	// SegmentsBelowStrength survive the loss of fewer targets than the profile says, until they are repaired.
+	SegmentsBelowStrength int                 `json:"segments_below_strength"`
+	Requests              Requests            `json:"requests"` // to all targets, since the pool was opened
+	Buffers               segment.BufferStats `json:"buffers"`  // memory of segments on their way
+	Targets               []TargetStatus      `json:"targets"`
+	Tier                  TierStatus          `json:"tier"`
 }
 
 // TargetStatus is one target of a pool.
@@ -129,6 +139,15 @@ func (p *Pool) Status() Status {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s.Segments = len(p.segments)
+	for _, i := range p.segments {
+		if belowStrength(i, v.Stripe.Parity) {
+			s.SegmentsBelowStrength++
+		}
+	}
+	s.Buffers = p.buffers.Stats()
+	for _, r := range p.Requests() {
+		s.Requests = s.Requests.plus(r)
+	}
 	for _, m := range v.Cfg.Members {
 		t := TargetStatus{Name: p.targetName(m.ID), Avoided: p.avoidedLocked(m.ID), Root: p.rootState(m.ID)}
 		if st, ok := p.store(m.ID); ok {

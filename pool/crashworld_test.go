@@ -18,6 +18,7 @@ import (
 	"graindisk/backend"
 	"graindisk/backend/backendtest"
 	"graindisk/block"
+	"graindisk/grains/segment"
 	"graindisk/internal/crashtest"
 	"graindisk/vdisk"
 )
@@ -58,7 +59,8 @@ type world struct {
 	model  *crashtest.Model
 	disks  []*crashDisk
 	auto   bool // cuts happen by age as well
-	tight  bool // checkpoints, local and published, come often
+	tight  bool // checkpoints, local and published, come often, and publications are recorded in pieces
+	codec  segment.Codec
 
 	p     *Pool
 	life  *life
@@ -174,6 +176,7 @@ func newWorld(seed uint64, stats *crashStats) (*world, error) {
 	}
 	w.fs = crashtest.NewFS(crashtest.Options{Seed: w.rng.Uint64()})
 	w.auto, w.tight = w.rng.IntN(3) == 0, w.rng.IntN(2) == 0
+	w.codec = segment.Codec(w.rng.IntN(3))
 	for i := range 2 + w.rng.IntN(2) {
 		d := &crashDisk{id: block.DiskID(i + 1), name: fmt.Sprintf("disk%d", i+1), blocks: 64 + w.rng.IntN(193)}
 		w.disks = append(w.disks, d)
@@ -204,10 +207,10 @@ func (t *trace) Write(p []byte) (int, error) {
 func (w *world) options(fs *crashtest.FS, l *life) Options {
 	o := Options{
 		Name: "main", FS: fs, TierDir: "/tier", TierBytes: crashSlots * crashSlotBytes, SlotBytes: crashSlotBytes,
-		SegmentBytes: crashSegmentBytes, MaxDirtyAge: time.Hour, Host: "host", Log: slog.New(slog.NewTextHandler(w.trace, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		SegmentBytes: crashSegmentBytes, Compression: w.codec, MaxDirtyAge: time.Hour, Host: "host", Log: slog.New(slog.NewTextHandler(w.trace, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	if w.tight {
-		o.CheckpointCuts, o.CheckpointBytes = 6, 64<<10
+		o.CheckpointCuts, o.CheckpointBytes, o.publicationBytes = 6, 64<<10, 300
 	}
 	if w.auto {
 		o.MaxDirtyAge = 20 * time.Millisecond

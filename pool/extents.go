@@ -87,6 +87,7 @@ func (p *Pool) fetchExtents(ctx context.Context, ps []vdisk.Piece) (map[block.Ex
 	for _, x := range ps {
 		orig[x.ID.Slot()] = x.Orig
 	}
+	defer p.foreground.enter()()
 	got := make(map[block.ExtentID][]byte, len(orig))
 	for wait := backoff(0); ; wait = wait.next() {
 		var slots []int

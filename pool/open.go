@@ -46,6 +46,7 @@ func Open(ctx context.Context, o Options) (*Pool, error) {
 }
 
 func open(ctx context.Context, o Options) (*Pool, error) {
+	o.Targets = countTargets(o.Targets)
 	if err := errors.Join(o.FS.MkdirAll(o.TierDir), o.FS.SyncDir(path.Dir(o.TierDir))); err != nil {
 		return nil, fmt.Errorf("tier: %w", err)
 	}
@@ -61,8 +62,7 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 		o: o, disks: map[string]*vdisk.Disk{}, trees: map[block.DiskID]*densetree.Tree{}, nextDisk: 1,
 		segments: map[block.SegmentID]segment.Info{}, sick: map[block.TargetID]sickness{},
 	}
-	p.pub.disks = map[block.DiskID]segment.DiskMeta{}
-	p.pub.kick = make(chan chan<- error)
+	p.pub, p.buffers = newPublisher(), segment.NewBuffers(int64(banksMax)*2*o.SegmentBytes)
 	ro := root.Options{Targets: rootTargets(o.Targets), Log: o.Log}
 	if haveLog {
 		p.uuid = uuid.UUID(id.Pool)
