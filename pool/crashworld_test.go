@@ -547,7 +547,7 @@ func (w *world) createMissing(ctx context.Context) error {
 			continue
 		}
 		if _, err := w.p.Disk(d.name); errors.Is(err, ErrNoDisk) {
-			vd, err := w.p.CreateDisk(ctx, d.name, int64(d.blocks)*block.Size)
+			vd, err := w.createDisk(ctx, d)
 			if err != nil {
 				return err
 			}
@@ -558,6 +558,24 @@ func (w *world) createMissing(ctx context.Context) error {
 		d.created = true
 	}
 	return nil
+}
+
+// createDisk makes a disk, unless the process dies first: a log that died while it looked for its first
+// slot waits until it is closed.
+func (w *world) createDisk(ctx context.Context, d *crashDisk) (*vdisk.Disk, error) {
+	var vd *vdisk.Disk
+	p, done := w.p, make(chan error, 1)
+	go func() {
+		var err error
+		vd, err = p.CreateDisk(ctx, d.name, int64(d.blocks)*block.Size)
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		return vd, err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 // files lists the tier for a person who looks for a bug.
