@@ -110,8 +110,11 @@ func (p *Pool) cutDue(underWay bool) bool {
 	if d.Bytes >= p.o.CutBytes || time.Since(d.Oldest) >= p.o.MaxDirtyAge {
 		return true
 	}
-	pr := p.log.Pressure()
-	return pr.Waiting || !underWay && pr.Busy >= pr.Slots/cutShare+logSlots
+	free, busy, clean := p.space.Counts()
+	if !underWay && busy >= (free+busy+clean)/cutShare+logSlots {
+		return true
+	}
+	return free+clean < logSlots && p.log.Pressure().Waiting // not only for a slot that is being made ready
 }
 
 func (p *Pool) isClaimed() bool {
@@ -128,13 +131,20 @@ func (p *Pool) packCuts(ctx context.Context, cuts chan<- *pendingCut) error {
 	defer tick.Stop()
 	latest := make(chan struct{}) // closed: the committer is idle
 	close(latest)
+	quiet := time.Now() // when a cut was under way last
 	for {
 		c := &pendingCut{done: make(chan struct{})}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:
-			if !p.cutDue(!isClosed(latest)) {
+			underWay := !isClosed(latest)
+			if underWay {
+				quiet = time.Now()
+			} else if time.Since(quiet) > buffersIdle {
+				p.buffers.Drop()
+			}
+			if !p.cutDue(underWay) {
 				continue
 			}
 		case w := <-p.pub.kick:
@@ -166,6 +176,9 @@ const (
 	cutShare = 3
 	logSlots = 3
 )
+
+// buffersIdle is how long memory for segments is kept that no cut needs.
+const buffersIdle = 30 * time.Second
 
 func isClosed(c <-chan struct{}) bool {
 	select {

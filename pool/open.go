@@ -62,7 +62,7 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 		o: o, disks: map[string]*vdisk.Disk{}, trees: map[block.DiskID]*densetree.Tree{}, nextDisk: 1,
 		segments: map[block.SegmentID]segment.Info{}, sick: map[block.TargetID]sickness{},
 	}
-	p.pub, p.buffers = newPublisher(), segment.NewBuffers(int64(banksMax)*2*o.SegmentBytes)
+	p.pub, p.buffers = newPublisher(), segment.NewBuffers(banksMax*o.SegmentBytes*3/2)
 	ro := root.Options{Targets: rootTargets(o.Targets), Log: o.Log}
 	if haveLog {
 		p.uuid = uuid.UUID(id.Pool)

@@ -16,6 +16,7 @@ import (
 	"graindisk/backend/backendtest"
 	"graindisk/block"
 	"graindisk/grains/segment"
+	"graindisk/internal/vfs"
 	"graindisk/pool/root"
 	"graindisk/vdisk"
 )
@@ -399,4 +400,47 @@ func TestWhatChangedInMemoryIsPackedAgain(t *testing.T) {
 	r.newHost()
 	r.open(true)
 	r.expect(r.disk("d", testDisk), model)
+}
+
+// slowFS holds back the making of slots.
+type slowFS struct {
+	vfs.FS
+	hold    *atomic.Bool
+	release chan struct{}
+}
+
+func (s slowFS) Create(name string) (vfs.File, error) {
+	if s.hold.Load() && strings.Contains(name, "slot-") {
+		<-s.release
+	}
+	return s.FS.Create(name)
+}
+
+// TestASlotBeingMadeIsNoReasonForASmallCut lets writers wait for a slot of a tier that has room.
+func TestASlotBeingMadeIsNoReasonForASmallCut(t *testing.T) {
+	slow := slowFS{hold: new(atomic.Bool), release: make(chan struct{})}
+	r := newRig(t, func(o *Options) {
+		slow.FS = o.FS
+		o.FS, o.TierBytes = slow, 64<<20
+	})
+	d := r.disk("d", 16<<20)
+	r.publish()
+	slow.hold.Store(true)
+	done := make(chan error, 1)
+	go func() {
+		done <- d.Write(context.Background(), []vdisk.Op{{Kind: vdisk.OpWrite, Len: 8 << 20, Data: make([]byte, 8<<20)}}, false)
+	}()
+	for !r.pool.log.Pressure().Waiting {
+		time.Sleep(time.Millisecond)
+	}
+	for _, underWay := range []bool{false, true} {
+		if r.pool.cutDue(underWay) {
+			t.Errorf("a cut is due (under way %v) though the tier has room: %+v", underWay, r.pool.log.Pressure())
+		}
+	}
+	slow.hold.Store(false)
+	close(slow.release)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
 }

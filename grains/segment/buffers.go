@@ -34,6 +34,13 @@ func (p *Buffers) Stats() BufferStats {
 	return p.stats
 }
 
+// Drop leaves idle memory to the collector.
+func (p *Buffers) Drop() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.free, p.stats.Idle = nil, 0
+}
+
 // bufferUnit rounds sizes up, so that segments of nearly one size share buffers.
 const bufferUnit = 64 << 10
 

@@ -317,6 +317,10 @@ func TestBuffersAreBounded(t *testing.T) {
 	if c := p.Get(500 << 10); &c[:1][0] != &b[:1][0] {
 		t.Error("fresh memory though there is some")
 	}
+	p.Put(p.Get(100<<10), true)
+	if p.Drop(); p.Stats().Idle != 0 || p.Stats().Lent < 500<<10 {
+		t.Errorf("dropped: %+v", p.Stats())
+	}
 	p.Put(p.Get(400<<10), false)
 	if st := p.Stats(); st.Idle != 0 {
 		t.Errorf("taken back though somebody may read it: %+v", st)
