@@ -83,7 +83,12 @@ func (p *Pool) publish(ctx context.Context) {
 		g.Go(func() error { return p.commitCuts(gctx, cuts) })
 		err = g.Wait()
 	}
-	if err != nil && ctx.Err() == nil {
+	p.failed(ctx, err)
+}
+
+// failed stops publishing for what is not the end of ctx, before anybody is told of it.
+func (p *Pool) failed(ctx context.Context, err error) {
+	if err != nil && ctx.Err() == nil && p.broken.Load() == nil {
 		p.stopPublishing(err)
 	}
 }
@@ -164,6 +169,7 @@ func (p *Pool) packCuts(ctx context.Context, cuts chan<- *pendingCut) error {
 			}
 		}
 		p.dropCut(c)
+		p.failed(ctx, err)
 		c.answer(err)
 		return err
 	}
@@ -279,6 +285,7 @@ func (p *Pool) commitCuts(ctx context.Context, cuts <-chan *pendingCut) (err err
 		}
 		if err != nil {
 			p.dropCut(c)
+			p.failed(ctx, err)
 		}
 		c.answer(err)
 		if err != nil {

@@ -23,6 +23,10 @@ func mixedExtents(rng *rand.Rand, n, blocksMax int) []extent {
 				copy(p[j:], fmt.Sprintf("line %d of extent %d, and some more of the same text", j/64, i))
 			}
 			le.PutUint64(p[rng.IntN(len(p)-8):], rng.Uint64())
+			continue
+		}
+		for j := 0; j < len(list[i].data); j += 8 {
+			le.PutUint64(list[i].data[j:], rng.Uint64())
 		}
 	}
 	return list
@@ -70,6 +74,7 @@ func packedExtents(s *Sealed) (n int) {
 func TestPackedSegments(t *testing.T) {
 	rng := seeded(t)
 	buffers := NewBuffers(1 << 30)
+	packed, raw := 0, 0
 	for _, c := range []Codec{CodecNone, CodecS2, CodecZstd} {
 		for _, p := range [][2]uint8{{1, 0}, {2, 1}, {4, 2}} {
 			for round := range 3 {
@@ -83,9 +88,11 @@ func TestPackedSegments(t *testing.T) {
 				if len(fit) != len(list) || s.Info.PayloadBytes != uint64(plain) {
 					t.Fatalf("%v: %d of %d extents, %d of %d bytes", c, len(fit), len(list), s.Info.PayloadBytes, plain)
 				}
-				if n := packedExtents(s); c == CodecNone && n > 0 {
+				n := packedExtents(s)
+				if c == CodecNone && n > 0 {
 					t.Fatalf("%d extents packed unasked", n)
 				}
+				packed, raw = packed+n, raw+len(list)-n
 				stores := newTargets(s.Info.Shards())
 				stores.put(s)
 				for n, b := range s.Shards {
@@ -93,6 +100,7 @@ func TestPackedSegments(t *testing.T) {
 						t.Fatalf("%v round %d shard %d: %v", c, round, n, err)
 					}
 				}
+				checkPadding(t, s)
 				losses(s.Info.Shards(), int(p[1]), func(lost []int) {
 					info := s.Info
 					info.Targets = slices.Clone(info.Targets)
@@ -113,8 +121,27 @@ func TestPackedSegments(t *testing.T) {
 			}
 		}
 	}
+	if packed == 0 || raw == 0 {
+		t.Errorf("%d extents packed, %d not", packed, raw)
+	}
 	if st := buffers.Stats(); st.Lent != 0 || st.Peak == 0 || st.Idle == 0 {
 		t.Errorf("memory: %+v", st)
+	}
+}
+
+// checkPadding expects zeroes between and behind the extents of every data shard.
+func checkPadding(t *testing.T, s *Sealed) {
+	t.Helper()
+	for n, b := range s.Shards[:s.Info.K] {
+		area := bytes.Clone(b[HeaderBytes:s.Info.indexOffset()])
+		for _, e := range s.Index.Entries {
+			if int(e.Shard) == n {
+				clear(area[e.Offset : e.Offset+e.Stored])
+			}
+		}
+		if !bytes.Equal(area, make([]byte, len(area))) {
+			t.Errorf("shard %d of %d+%d shows old memory between its extents", n, s.Info.K, s.Info.M)
+		}
 	}
 }
 
