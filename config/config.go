@@ -131,8 +131,8 @@ type Pool struct {
 	MaxDirtyAge time.Duration `yaml:"max_dirty_age"`
 	// Compression packs new segments; default none. What is stored already stays as it is.
 	Compression Compression `yaml:"compression"`
-	Targets     []Target      `yaml:"targets"`
-	Disks       []Disk        `yaml:"disks,omitempty"` // made at start if they are missing
+	Targets     []Target    `yaml:"targets"`
+	Disks       []Disk      `yaml:"disks,omitempty"` // made at start if they are missing
 }
 
 // Compression is how the data in new segments is packed, where that saves at least an eighth.

@@ -444,3 +444,43 @@ func TestASlotBeingMadeIsNoReasonForASmallCut(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestALocalCheckpointWaitsForTheCommitter holds a root back while the next cut is due with a local
+// checkpoint: the maps would be those of neither cut.
+func TestALocalCheckpointWaitsForTheCommitter(t *testing.T) {
+	r := newRig(t, func(o *Options) { o.CheckpointBytes = 1 })
+	d := r.disk("d", testDisk)
+	r.publish()
+	var hold atomic.Bool
+	held, release := make(chan struct{}, 3), make(chan struct{})
+	for _, s := range r.stores {
+		s.Before = func(op, key string) error {
+			if op == "put" && key == root.Key && hold.Load() {
+				held <- struct{}{}
+				<-release
+			}
+			return nil
+		}
+	}
+	hold.Store(true)
+	model := bytes.Repeat([]byte{1}, 2*block.Size)
+	r.write(d, 0, model[:block.Size])
+	errs := make(chan error, 2)
+	go func() { errs <- r.pool.Publish(context.Background()) }()
+	<-held
+	r.write(d, block.Size, model[block.Size:])
+	go func() { errs <- r.pool.Publish(context.Background()) }()
+	for range 50 { // ample for the mistake, and no harm if it is too short
+		if time.Sleep(time.Millisecond); r.pool.log.Unfrozen().Bytes == 0 {
+			t.Fatal("frozen for a local checkpoint while a cut is being committed")
+		}
+	}
+	hold.Store(false)
+	close(release)
+	if err := errors.Join(<-errs, <-errs); err != nil {
+		t.Fatal(err)
+	}
+	r.abandon()
+	r.open(false)
+	r.expect(r.disk("d", testDisk), model)
+}
