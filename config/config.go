@@ -133,9 +133,21 @@ type Pool struct {
 	// writes wait. Default 0, no bound; else at least 64 MiB, and twice MaxDirtyAge.
 	MaxExposure    Bytes         `yaml:"max_exposure,omitempty"`
 	MaxExposureAge time.Duration `yaml:"max_exposure_age,omitempty"`
-	Targets        []Target      `yaml:"targets"`
-	Disks          []Disk        `yaml:"disks,omitempty"` // made at start if they are missing
+	// Compression packs new segments; default none. What is stored already stays as it is.
+	Compression Compression `yaml:"compression"`
+	Targets     []Target    `yaml:"targets"`
+	Disks       []Disk      `yaml:"disks,omitempty"` // made at start if they are missing
 }
+
+// Compression is how the data in new segments is packed, where that saves at least an eighth.
+type Compression string
+
+// The values of Compression, by what they cost in processor time.
+const (
+	CompressionNone Compression = "none"
+	CompressionS2   Compression = "s2"
+	CompressionZstd Compression = "zstd"
+)
 
 // Stripe is how many data and parity shards a segment has.
 type Stripe struct {
@@ -256,8 +268,11 @@ func (c *Config) derive() {
 	for name, p := range c.Pools {
 		if p.Stripe == (Stripe{}) {
 			p.Stripe = defaultStripe(len(p.Targets))
-			c.Pools[name] = p
 		}
+		if p.Compression == "" {
+			p.Compression = CompressionNone
+		}
+		c.Pools[name] = p
 		for _, t := range p.Targets {
 			if t.S3 != nil && t.S3.Region == "" && t.S3.Endpoint != "" {
 				t.S3.Region = "us-east-1"

@@ -222,6 +222,7 @@ func TestEnvironmentOverridesTheFile(t *testing.T) {
 	t.Setenv("GATEWAY_LISTEN_NBD", "unix:///e.sock, tcp://[::1]:10809")
 	t.Setenv("GATEWAY_POOLS_MAIN_MAX_DIRTY_AGE", "3s")
 	t.Setenv("GATEWAY_POOLS_MAIN_STRIPE_PARITY", "0")
+	t.Setenv("GATEWAY_POOLS_MAIN_COMPRESSION", "zstd")
 	t.Setenv("GATEWAY_POOLS_MAIN_TARGETS_AWS_S3_BUCKET", "0x10")
 	t.Setenv("GATEWAY_POOLS_MAIN_TARGETS_AWS_S3_ACCESS_KEY_ID", "id")
 	t.Setenv("GATEWAY_POOLS_MAIN_TARGETS_AWS_S3_SECRET_ACCESS_KEY", "from-env")
@@ -248,6 +249,7 @@ func TestEnvironmentOverridesTheFile(t *testing.T) {
 		"dirty age":       p.MaxDirtyAge == 3*time.Second,
 		"other pool's":    c.Pools["single"].MaxDirtyAge == 30*time.Second,
 		"stripe":          p.Stripe == Stripe{2, 0},
+		"compression":     p.Compression == CompressionZstd && c.Pools["single"].Compression == CompressionNone,
 		"bucket":          p.Targets[0].S3.Bucket == "0x10",
 		"secret":          p.Targets[0].S3.SecretAccessKey == "from-env",
 		"region kept":     p.Targets[0].S3.Region == "eu-central-1",
@@ -276,6 +278,7 @@ func TestBadEnvironment(t *testing.T) {
 		{"an unknown variable", "GATEWAY_TIER_SIZ", "1", "GATEWAY_TIER_SIZ: unknown environment variable (did you mean GATEWAY_TIER_SIZE?)\n"},
 		{"a bad value", "GATEWAY_TIER_SIZE", "big", "GATEWAY_TIER_SIZE: size \"big\": want a whole number and a unit, such as 10GiB\n"},
 		{"a value too small", "GATEWAY_TIER_SIZE", "1MiB", "tier.size: 1MiB is less than 512MiB, set by GATEWAY_TIER_SIZE\n"},
+		{"a bad codec", "GATEWAY_POOLS_MAIN_COMPRESSION", "lz4", "GATEWAY_POOLS_MAIN_COMPRESSION: \"lz4\" is none of none, s2 and zstd\n"},
 		{"a bad list", "GATEWAY_LISTEN_NBD", "unix:///a,b", "GATEWAY_LISTEN_NBD: \"b\": must be unix:///path or tcp://host:port\n"},
 		{"two names in one", "GATEWAY_POOLS_MAIN_TARGETS_A_B_LOCAL_DIR", "/x", "GATEWAY_POOLS_MAIN_TARGETS_A_B_LOCAL_DIR: could mean pools.main.targets[0].local.dir or pools.main.targets[1].local.dir (use the element's number)\n"},
 		{"a pool that the file has not", "GATEWAY_POOLS_X_MAX_DIRTY_AGE", "3s", "GATEWAY_POOLS_X_MAX_DIRTY_AGE: unknown environment variable (did you mean GATEWAY_POOLS_MAIN_MAX_DIRTY_AGE?)\n"},
@@ -313,7 +316,7 @@ func TestEmbeddedDefault(t *testing.T) {
 		Tier:            Tier{Dir: run + "/tier", Size: 600 * MiB, RAM: 256 * MiB},
 		ShutdownTimeout: 45 * time.Second,
 		Pools: map[string]Pool{"main": {
-			Stripe: Stripe{2, 1}, MaxDirtyAge: 30 * time.Second,
+			Stripe: Stripe{2, 1}, MaxDirtyAge: 30 * time.Second, Compression: CompressionNone,
 			Targets: []Target{
 				{Name: "a", Local: &Local{run + "/targets/a"}}, {Name: "b", Local: &Local{run + "/targets/b"}}, {Name: "c", Local: &Local{run + "/targets/c"}},
 			},

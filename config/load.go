@@ -40,7 +40,7 @@ func Embedded(dir string, disks []Disk) (*Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("embedded default: %w", err)
 	}
-	p := Pool{Stripe: Stripe{Data: 2, Parity: 1}, MaxDirtyAge: maxDirtyAgeDefault, Disks: disks}
+	p := Pool{Stripe: Stripe{Data: 2, Parity: 1}, MaxDirtyAge: maxDirtyAgeDefault, Compression: CompressionNone, Disks: disks}
 	for _, name := range []string{"a", "b", "c"} {
 		p.Targets = append(p.Targets, Target{Name: name, Local: &Local{Dir: filepath.Join(dir, "targets", name)}})
 	}

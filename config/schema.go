@@ -325,6 +325,10 @@ func checkScalar(t reflect.Type, f reflect.StructTag, s string) error {
 		if s != string(AckWritten) && s != string(AckStable) {
 			return fmt.Errorf("%q is neither written nor stable", s)
 		}
+	case t == reflect.TypeFor[Compression]():
+		if c := Compression(s); c != CompressionNone && c != CompressionS2 && c != CompressionZstd {
+			return fmt.Errorf("%q is none of none, s2 and zstd", s)
+		}
 	case t.Kind() == reflect.Int:
 		var lo, hi int
 		if _, err := fmt.Sscanf(f.Get("range"), "%d-%d", &lo, &hi); err != nil {

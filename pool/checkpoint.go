@@ -193,11 +193,12 @@ func (p *Pool) publishCheckpoint(ctx context.Context) error {
 		Epoch: epoch, N: n, Cut: s.Cut, K: 1, M: uint8(len(targets) - 1), Targets: targets,
 		Bytes: int64(len(manifest)), CRC: block.CRC(manifest),
 	}
-	v := p.value()
-	v.Checkpoints = append([]root.CheckpointRef{ref}, v.Checkpoints...)
-	v.Checkpoints = v.Checkpoints[:min(2, len(v.Checkpoints))]
-	v.Cuts = slices.DeleteFunc(slices.Clone(v.Cuts), func(c root.CutRef) bool { return c.Cut <= s.Cut })
-	if err := p.commit(ctx, v); err != nil {
+	err = p.update(ctx, func(v *root.Value) {
+		v.Checkpoints = append([]root.CheckpointRef{ref}, v.Checkpoints...)
+		v.Checkpoints = v.Checkpoints[:min(2, len(v.Checkpoints))]
+		v.Cuts = slices.DeleteFunc(slices.Clone(v.Cuts), func(c root.CutRef) bool { return c.Cut <= s.Cut })
+	})
+	if err != nil {
 		return err
 	}
 	p.pub.ckpt.n = n

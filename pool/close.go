@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"graindisk/backend"
+	"graindisk/grains/segment"
 	"graindisk/pool/root"
 )
 
@@ -22,6 +23,13 @@ func (p *Pool) Publish(ctx context.Context) error {
 	select {
 	case err := <-answer:
 		return err
+	case <-p.pub.done:
+		select {
+		case err := <-answer:
+			return err
+		default:
+			return p.stopped()
+		}
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -67,9 +75,7 @@ func (p *Pool) release(ctx context.Context) error {
 			return err
 		}
 	}
-	v := p.value()
-	v.State = root.Released
-	if err := p.commit(ctx, v); err != nil {
+	if err := p.update(ctx, func(v *root.Value) { v.State = root.Released }); err != nil {
 		return err
 	}
 	f, err := p.localCheckpoint(ctx)
@@ -92,9 +98,13 @@ type Status struct {
 	Exposure              ExposureStatus `json:"exposure"`
 	Stripe                string         `json:"stripe"`
 	Segments              int            `json:"segments"`
-	Space                 SpaceStatus    `json:"space"`
-	Targets               []TargetStatus `json:"targets"`
-	Tier                  TierStatus     `json:"tier"`
+	// SegmentsBelowStrength survive the loss of fewer targets than the profile says, until they are repaired.
+	SegmentsBelowStrength int                 `json:"segments_below_strength"`
+	Space                 SpaceStatus         `json:"space"`
+	Requests              Requests            `json:"requests"` // to all targets, since the pool was opened
+	Buffers               segment.BufferStats `json:"buffers"`  // memory of segments on their way
+	Targets               []TargetStatus      `json:"targets"`
+	Tier                  TierStatus          `json:"tier"`
 }
 
 // TargetStatus is one target of a pool.
@@ -142,10 +152,22 @@ func (p *Pool) Status() Status {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s.Segments = len(p.segments)
+	for _, i := range p.segments {
+		if belowStrength(i, v.Stripe.Parity) {
+			s.SegmentsBelowStrength++
+		}
+	}
+	s.Buffers = p.buffers.Stats()
+	for _, r := range p.Requests() {
+		s.Requests = s.Requests.plus(r)
+	}
 	for _, m := range v.Cfg.Members {
 		t := TargetStatus{Name: p.targetName(m.ID), Avoided: p.avoidedLocked(m.ID), Root: p.rootState(m.ID)}
 		if st, ok := p.store(m.ID); ok {
 			t.Where = st.String()
+			if c, ok := st.(*countedStore); ok {
+				st = c.Store
+			}
 			if w, ok := st.(backend.Watched); ok {
 				h := w.Health()
 				t.Health = &h

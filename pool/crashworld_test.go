@@ -18,6 +18,7 @@ import (
 	"graindisk/backend"
 	"graindisk/backend/backendtest"
 	"graindisk/block"
+	"graindisk/grains/segment"
 	"graindisk/internal/crashtest"
 	"graindisk/vdisk"
 )
@@ -58,8 +59,9 @@ type world struct {
 	model  *crashtest.Model
 	disks  []*crashDisk
 	auto   bool // cuts happen by age as well
-	tight  bool // checkpoints, local and published, come often
+	tight  bool // checkpoints, local and published, come often, and publications are recorded in pieces
 	small  bool // the trees merge often
+	codec  segment.Codec
 
 	p     *Pool
 	life  *life
@@ -178,6 +180,7 @@ func newWorld(seed uint64, stats *crashStats) (*world, error) {
 	}
 	w.fs = crashtest.NewFS(crashtest.Options{Seed: w.rng.Uint64()})
 	w.auto, w.tight, w.small = w.rng.IntN(3) == 0, w.rng.IntN(2) == 0, w.rng.IntN(2) == 0
+	w.codec = segment.Codec(w.rng.IntN(3))
 	for i := range 2 + w.rng.IntN(2) {
 		d := &crashDisk{id: block.DiskID(i + 1), name: fmt.Sprintf("disk%d", i+1), blocks: 64 + w.rng.IntN(193)}
 		w.disks = append(w.disks, d)
@@ -208,13 +211,13 @@ func (t *trace) Write(p []byte) (int, error) {
 func (w *world) options(fs *crashtest.FS, l *life) Options {
 	o := Options{
 		Name: "main", FS: fs, TierDir: "/tier", TierBytes: crashSlots * crashSlotBytes, SlotBytes: crashSlotBytes,
-		SegmentBytes: crashSegmentBytes, MaxDirtyAge: time.Hour, Host: "host", Log: slog.New(slog.NewTextHandler(w.trace, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		SegmentBytes: crashSegmentBytes, Compression: w.codec, MaxDirtyAge: time.Hour, Host: "host", Log: slog.New(slog.NewTextHandler(w.trace, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	if w.small {
 		o.mapLevel0, o.mapRun = 4, 4
 	}
 	if w.tight {
-		o.CheckpointCuts, o.CheckpointBytes, o.mapLevel0, o.mapRun, o.tableRows = 6, 64<<10, 8, 6, 10
+		o.CheckpointCuts, o.CheckpointBytes, o.mapLevel0, o.mapRun, o.tableRows, o.publicationBytes = 6, 64<<10, 8, 6, 10, 300
 	}
 	if w.auto {
 		o.MaxDirtyAge = 20 * time.Millisecond
@@ -559,7 +562,7 @@ func (w *world) createMissing(ctx context.Context) error {
 			continue
 		}
 		if _, err := w.p.Disk(d.name); errors.Is(err, ErrNoDisk) {
-			vd, err := w.p.CreateDisk(ctx, d.name, int64(d.blocks)*block.Size)
+			vd, err := w.createDisk(ctx, d)
 			if err != nil {
 				return err
 			}
@@ -570,6 +573,24 @@ func (w *world) createMissing(ctx context.Context) error {
 		d.created = true
 	}
 	return nil
+}
+
+// createDisk makes a disk, unless the process dies first: a log that died while it looked for its first
+// slot waits until it is closed.
+func (w *world) createDisk(ctx context.Context, d *crashDisk) (*vdisk.Disk, error) {
+	var vd *vdisk.Disk
+	p, done := w.p, make(chan error, 1)
+	go func() {
+		var err error
+		vd, err = p.CreateDisk(ctx, d.name, int64(d.blocks)*block.Size)
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		return vd, err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 // files lists the tier for a person who looks for a bug.

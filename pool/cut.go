@@ -18,60 +18,79 @@ import (
 	"graindisk/writeback"
 )
 
-// Bounds on what the publisher does at a time.
-const (
-	uploadsMax = 2    // banks in flight: each holds up to SegmentBytes*(k+m)/k in memory
-	segReserve = 4096 // segment numbers that one root commit makes usable ahead of need
-)
+// segReserve is how many segment numbers one root commit makes usable ahead of need.
+const segReserve = 4096
 
-// publisher is the state of the publisher goroutine and nobody else's.
+// publisher is the state of publishing. What is not said to be otherwise belongs to the committer, and to
+// whoever has the pool before it starts or after it ended.
 type publisher struct {
 	cut     uint64 // newest published cut
 	cutCRC  uint32 // of its record
 	horizon writeback.Seq
-	nextSeg block.SegmentID
+	nextSeg block.SegmentID                   // guarded by Pool.segMu
 	disks   map[block.DiskID]segment.DiskMeta // the disk table as of the newest cut
 	ckpt    checkpointer
 
 	kick   chan chan<- error // a request for a cut; answered when it is published
+	banks  chan struct{}     // holds a token for each bank in use
+	commit chan struct{}     // holds a token while somebody changes the root
 	cancel context.CancelFunc
 	done   chan struct{} // of the publisher
 	local  chan struct{} // of keepLocal
 }
 
-// publish claims the pool, if that has not been done, and makes cuts until ctx ends.
+func newPublisher() publisher {
+	return publisher{
+		disks: map[block.DiskID]segment.DiskMeta{}, kick: make(chan chan<- error),
+		banks: make(chan struct{}, banksMax), commit: make(chan struct{}, 1),
+	}
+}
+
+// pendingCut is a cut on its way from the packer to the committer. One without a frozen generation only
+// carries those who wait for all before it.
+type pendingCut struct {
+	f       *writeback.Frozen
+	start   time.Time
+	stores  *errgroup.Group // is storing segs
+	stop    context.CancelFunc
+	segs    []*storedSegment // all but the last; filled in when stores is done
+	last    *bank            // will hold the cut's record
+	waiting []chan<- error
+	done    chan struct{} // closed when the committer is finished with it
+}
+
+// answer tells those who asked for the cut.
+func (c *pendingCut) answer(err error) {
+	for _, w := range c.waiting {
+		w <- err
+	}
+	close(c.done)
+}
+
+// publish claims the pool, if that has not been done, and makes cuts until ctx ends. The packer freezes a
+// cut, fills its banks and has them stored; the committer waits for that, stores the one with the record
+// and commits, cut after cut. So the banks of one cut are on their way while the root of the one before is
+// being committed, and no more than that: the packer waits for the committer to take its cut.
 func (p *Pool) publish(ctx context.Context) {
 	defer close(p.pub.done)
-	tick := time.NewTicker(min(p.o.MaxDirtyAge/4, time.Second))
-	defer tick.Stop()
-	if err := p.ensureClaimed(ctx); err != nil {
-		if ctx.Err() == nil {
-			p.stopPublishing(err)
-		}
-		return
+	err := p.ensureClaimed(ctx)
+	if err == nil {
+		err = p.checkpointIfDue(ctx) // a life before may have died of it
 	}
-	for {
-		var waiting []chan<- error
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-			if !p.cutDue() {
-				continue
-			}
-		case w := <-p.pub.kick:
-			waiting = append(waiting, w)
-		}
-		err := p.makeCut(ctx)
-		if err != nil && ctx.Err() == nil {
-			p.stopPublishing(err)
-		}
-		for _, w := range waiting {
-			w <- err
-		}
-		if err != nil {
-			return
-		}
+	if err == nil {
+		cuts := make(chan *pendingCut)
+		g, gctx := errgroup.WithContext(ctx)
+		g.Go(func() error { return p.packCuts(gctx, cuts) })
+		g.Go(func() error { return p.commitCuts(gctx, cuts) })
+		err = g.Wait()
+	}
+	p.failed(ctx, err)
+}
+
+// failed stops publishing for what is not the end of ctx, before anybody is told of it.
+func (p *Pool) failed(ctx context.Context, err error) {
+	if err != nil && ctx.Err() == nil && p.broken.Load() == nil {
+		p.stopPublishing(err)
 	}
 }
 
@@ -86,9 +105,22 @@ func (p *Pool) stopPublishing(err error) {
 	p.broken.Store(&gate{err})
 }
 
-func (p *Pool) cutDue() bool {
-	pr := p.log.Pressure()
-	return !pr.Dirty.Oldest.IsZero() && (pr.Dirty.Bytes >= p.o.CutBytes || time.Since(pr.Dirty.Oldest) >= p.o.MaxDirtyAge || pr.Busy > pr.Slots/2)
+// cutDue tells whether the next cut should be made now: enough has come together, or it has waited for
+// long enough, or space on the tier runs out. While a cut is under way that will return space, only writers
+// that wait already are a reason to make a small one.
+func (p *Pool) cutDue(underWay bool) bool {
+	d := p.log.Unfrozen()
+	if d.Oldest.IsZero() {
+		return false
+	}
+	if d.Bytes >= p.o.CutBytes || time.Since(d.Oldest) >= p.o.MaxDirtyAge {
+		return true
+	}
+	free, busy, clean := p.space.Counts()
+	if !underWay && busy >= (free+busy+clean)/cutShare+logSlots {
+		return true
+	}
+	return free+clean < logSlots && p.log.Pressure().Waiting // not only for a slot that is being made ready
 }
 
 func (p *Pool) isClaimed() bool {
@@ -97,48 +129,152 @@ func (p *Pool) isClaimed() bool {
 	return p.claimed
 }
 
-// makeCut publishes all that is in the log now. It returns nil when that is done, and an error only
-// when ctx ends or publishing is impossible for good; a silent store is waited for.
-func (p *Pool) makeCut(ctx context.Context) error {
-	if err := p.checkpointIfDue(ctx); err != nil { // a life before may have died of it
+// packCuts makes cuts when they are due and hands them to the committer. It returns an error only when ctx
+// ends or publishing is impossible for good; a silent store is waited for.
+func (p *Pool) packCuts(ctx context.Context, cuts chan<- *pendingCut) error {
+	defer close(cuts)
+	tick := time.NewTicker(max(time.Millisecond, min(p.o.MaxDirtyAge/4, cutPoll)))
+	defer tick.Stop()
+	latest := make(chan struct{}) // closed: the committer is idle
+	close(latest)
+	quiet := time.Now() // when a cut was under way last
+	for {
+		c := &pendingCut{done: make(chan struct{})}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+			underWay := !isClosed(latest)
+			if underWay {
+				quiet = time.Now()
+			} else if time.Since(quiet) > buffersIdle {
+				p.buffers.Drop()
+			}
+			if !p.cutDue(underWay) {
+				continue
+			}
+		case w := <-p.pub.kick:
+			c.waiting = append(c.waiting, w)
+		}
+		var err error
+		if !p.log.Unfrozen().Oldest.IsZero() {
+			err = p.packCut(ctx, c, latest)
+		}
+		if err == nil {
+			select {
+			case cuts <- c:
+				latest = c.done
+				continue
+			case <-ctx.Done():
+				err = ctx.Err()
+			}
+		}
+		p.dropCut(c)
+		p.failed(ctx, err)
+		c.answer(err)
 		return err
 	}
-	if p.log.Unpublished().Oldest.IsZero() {
+}
+
+// When the packer looks whether a cut is due, and how much of the tier may be unpublished before it is:
+// one part in cutShare, beside the slots that the log always has in hand.
+const (
+	cutPoll  = 100 * time.Millisecond
+	cutShare = 3
+	logSlots = 3
+)
+
+// buffersIdle is how long memory for segments is kept that no cut needs.
+const buffersIdle = 30 * time.Second
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// packCut freezes the log, and fills and stores all banks of the cut but the last, which it fills only.
+func (p *Pool) packCut(ctx context.Context, c *pendingCut, idle <-chan struct{}) (err error) {
+	c.start = time.Now()
+	if c.f, err = p.freeze(ctx, idle); err != nil {
+		return err
+	}
+	sctx, stop := context.WithCancel(ctx)
+	c.stop = stop
+	c.stores, sctx = errgroup.WithContext(sctx)
+	defer func() {
+		if err != nil && sctx.Err() != nil && ctx.Err() == nil { // the echo of what a bank met
+			err = c.stores.Wait()
+		}
+	}()
+	for plan := planExtents(c.f); ; {
+		if err := p.takeBank(sctx); err != nil {
+			return err
+		}
+		b, rest, err := p.fillBank(sctx, plan, c.f.Seq)
+		if err != nil {
+			p.dropBank(b)
+			return err
+		}
+		if len(rest) == 0 {
+			c.last = b
+			return nil
+		}
+		plan = rest
+		s := &storedSegment{}
+		c.segs = append(c.segs, s)
+		c.stores.Go(func() (err error) {
+			*s, err = p.storeBank(sctx, b, nil)
+			return err
+		})
+	}
+}
+
+func (p *Pool) takeBank(ctx context.Context) error {
+	select {
+	case p.pub.banks <- struct{}{}:
 		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	f, err := p.freeze(ctx)
-	if err != nil {
-		return err
+}
+
+// dropBank gives back the token of takeBank and the memory of the bank, if there is one.
+func (p *Pool) dropBank(b *bank) {
+	if b != nil && b.builder != nil {
+		b.builder.Discard()
 	}
-	start := time.Now()
-	rec, stored, err := p.storeCut(ctx, f)
-	if err != nil {
-		return err
+	<-p.pub.banks
+}
+
+// dropCut ends what a cut has under way that will not be committed.
+func (p *Pool) dropCut(c *pendingCut) {
+	if c.stores != nil {
+		c.stop()
+		_ = c.stores.Wait() // the reason why it is dropped is known
 	}
-	last := stored[len(stored)-1]
-	if err := p.commitCut(ctx, rec, last.sealed.Info); err != nil {
-		return err
+	if c.last != nil {
+		p.dropBank(c.last)
+		c.last = nil
 	}
-	if err := p.enterCut(f, rec, stored); err != nil {
-		return err
-	}
-	p.o.Log.Debug("cut published", "pool", p.o.Name, "cut", rec.Cut, "segments", len(stored), "horizon", rec.Horizon, "took", time.Since(start))
-	return p.checkpointIfDue(ctx)
 }
 
 // enterCut brings the tier and the maps up to a cut that the root has.
-func (p *Pool) enterCut(f *writeback.Frozen, rec *segment.CutRecord, stored []*storedSegment) error {
+func (p *Pool) enterCut(f *writeback.Frozen, rec *segment.CutRecord, segs []*storedSegment, infos []segment.Info) error {
 	p.mapsMu.Lock()
 	defer p.mapsMu.Unlock()
-	last := stored[len(stored)-1].sealed.Info
-	if err := p.log.AppendMeta(metaPublication, encodePublication(rec, rec.AllSegments(last), indexes(stored))); err != nil {
+	idx := indexes(segs)
+	if err := p.recordPublication(rec, infos, idx); err != nil {
 		return err
 	}
-	for _, s := range stored {
-		p.reader.Remember(s.sealed.Info, s.sealed.Index)
+	for _, s := range segs {
+		p.reader.Remember(s.info, s.index)
 		p.adopt(s)
 	}
-	p.applyCut(rec, last, indexes(stored))
+	p.applyCut(rec, infos, idx)
 	if err := p.log.Publish(f); err != nil {
 		return err
 	}
@@ -149,47 +285,74 @@ func (p *Pool) enterCut(f *writeback.Frozen, rec *segment.CutRecord, stored []*s
 }
 
 // freeze fixes the next cut and makes the log stable through it. When the metadata log has grown
-// long the freeze is also the point of a local checkpoint.
-func (p *Pool) freeze(ctx context.Context) (*writeback.Frozen, error) {
+// long the freeze is also the point of a local checkpoint, which holds the maps as they are between two
+// cuts: so it waits until the committer is idle.
+func (p *Pool) freeze(ctx context.Context, idle <-chan struct{}) (*writeback.Frozen, error) {
 	if p.log.MetaBytes() < p.o.CheckpointBytes && !p.pub.ckpt.due {
 		f := p.log.Freeze()
 		return f, p.log.Sync(ctx)
 	}
+	select {
+	case <-idle:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 	return p.localCheckpoint(ctx)
 }
 
-// storeCut packs the frozen index into segments and stores them, the one with the cut's record last.
-func (p *Pool) storeCut(ctx context.Context, f *writeback.Frozen) (*segment.CutRecord, []*storedSegment, error) {
+// commitCuts publishes the packer's cuts in order.
+func (p *Pool) commitCuts(ctx context.Context, cuts <-chan *pendingCut) (err error) {
+	for c := range cuts {
+		if err == nil && c.f != nil {
+			err = p.publishCut(ctx, c)
+		}
+		if err != nil {
+			p.dropCut(c)
+			p.failed(ctx, err)
+		}
+		c.answer(err)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// publishCut stores the segment with the cut's record, commits the root with the cut, and brings the tier
+// and the maps up to it.
+func (p *Pool) publishCut(ctx context.Context, c *pendingCut) error {
+	defer c.stop()
+	if err := c.stores.Wait(); err != nil {
+		return err
+	}
 	rec := &segment.CutRecord{
-		Epoch: p.epoch.Load(), Cut: p.pub.cut + 1, PrevCut: p.pub.cut, PrevCRC: p.pub.cutCRC, Horizon: uint64(f.Seq),
+		Epoch: c.last.epoch, Cut: p.pub.cut + 1, PrevCut: p.pub.cut, PrevCRC: p.pub.cutCRC, Horizon: uint64(c.f.Seq),
 		Time: time.Now().Unix(),
 	}
 	var err error
-	if rec.Disks, err = diskChanges(f); err != nil {
-		return nil, nil, err
+	if rec.Disks, err = diskChanges(c.f); err != nil {
+		return err
 	}
-	banks := planBanks(f, p.value().SegmentBytes)
-	stored := make([]*storedSegment, len(banks))
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(uploadsMax)
-	for i, b := range banks[:len(banks)-1] {
-		g.Go(func() (err error) {
-			stored[i], err = p.storeSegment(gctx, b, f.Seq, rec.Cut, nil)
-			return err
-		})
+	for _, s := range c.segs {
+		rec.Segments = append(rec.Segments, s.info)
 	}
-	if err := g.Wait(); err != nil {
-		return nil, nil, err
-	}
-	for _, s := range stored[:len(banks)-1] {
-		rec.Segments = append(rec.Segments, s.sealed.Info)
-	}
-	last, err := p.storeSegment(ctx, banks[len(banks)-1], f.Seq, rec.Cut, rec)
+	b := c.last
+	c.last = nil // storeBank gives it back
+	last, err := p.storeBank(ctx, b, rec)
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
-	stored[len(banks)-1] = last
-	return rec, stored, nil
+	segs := append(c.segs, &last)
+	infos := rec.AllSegments(last.info)
+	if err := p.commitCut(ctx, rec, last.info); err != nil {
+		return err
+	}
+	if err := p.enterCut(c.f, rec, segs, infos); err != nil {
+		return err
+	}
+	p.o.Log.Debug("cut published", "pool", p.o.Name, "cut", rec.Cut, "segments", len(segs), "bytes", c.f.Bytes(),
+		"horizon", rec.Horizon, "took", time.Since(c.start))
+	return p.checkpointIfDue(ctx)
 }
 
 // diskChanges is the frozen generation's net effect on each disk, its data aside.
@@ -220,16 +383,32 @@ func diskChanges(f *writeback.Frozen) ([]segment.DiskChange, error) {
 
 // commitCut commits the root with the cut, whose last segment is last.
 func (p *Pool) commitCut(ctx context.Context, rec *segment.CutRecord, last segment.Info) error {
-	v := p.value()
-	v.Cut, v.Horizon, v.LastCRC = rec.Cut, rec.Horizon, rec.CRC()
-	v.Cuts = append(v.Cuts[:len(v.Cuts):len(v.Cuts)], cutRef(rec, last))
-	if need := uint64(p.pub.nextSeg) + segReserve/2; v.SegLimit < need {
-		v.SegLimit = uint64(p.pub.nextSeg) + segReserve
+	p.segMu.Lock()
+	next := uint64(p.pub.nextSeg)
+	p.segMu.Unlock()
+	return p.update(ctx, func(v *root.Value) {
+		v.Cut, v.Horizon, v.LastCRC = rec.Cut, rec.Horizon, rec.CRC()
+		v.Cuts = append(v.Cuts[:len(v.Cuts):len(v.Cuts)], cutRef(rec, last))
+		if v.SegLimit < next+segReserve/2 {
+			v.SegLimit = next + segReserve
+		}
+	})
+}
+
+// update commits the root as last committed with a change, one at a time.
+func (p *Pool) update(ctx context.Context, change func(*root.Value)) error {
+	select {
+	case p.pub.commit <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
 	}
+	defer func() { <-p.pub.commit }()
+	v := p.value()
+	change(&v)
 	return p.commit(ctx, v)
 }
 
-// commit brings the root to v, however long the targets take. It fails when ctx ends or when
+// commit brings the root to v, which follows what update holds fast, however long the targets take. It fails when ctx ends or when
 // another owner has claimed the pool.
 func (p *Pool) commit(ctx context.Context, v root.Value) error {
 	for wait := backoff(0); ; wait = wait.next() {
@@ -259,8 +438,8 @@ func (p *Pool) value() root.Value {
 }
 
 // applyCut brings the maps to the cut: unmaps, then extents, then the disk table. It is the same for
-// a cut just published and for one read back at recovery.
-func (p *Pool) applyCut(rec *segment.CutRecord, last segment.Info, idx []*segment.Index) {
+// a cut just published and for one read back at recovery. infos are its segments, by where they were stored.
+func (p *Pool) applyCut(rec *segment.CutRecord, infos []segment.Info, idx []*segment.Index) {
 	for _, ch := range rec.Disks {
 		if ch.Meta != nil {
 			p.pub.disks[ch.Disk] = *ch.Meta
@@ -268,12 +447,11 @@ func (p *Pool) applyCut(rec *segment.CutRecord, last segment.Info, idx []*segmen
 		}
 	}
 	p.mu.Lock()
-	for _, info := range rec.Segments {
+	for _, info := range infos {
 		p.segments[info.ID] = info
 	}
-	p.segments[last.ID] = last
 	p.mu.Unlock()
-	p.addUsage(rec.AllSegments(last), rec.Time)
+	p.addUsage(infos, rec.Time)
 	for _, ch := range rec.Disks {
 		if t := p.tree(ch.Disk); t != nil && len(ch.Unmaps) > 0 {
 			holes := make([]densetree.Entry, len(ch.Unmaps))
@@ -307,39 +485,6 @@ func (p *Pool) mapSegment(x *segment.Index) {
 	}
 }
 
-// An extentPlan is blocks of one grain of one disk that become one extent.
-type extentPlan struct {
-	disk   block.DiskID
-	blocks []writeback.Block // consecutive LBAs
-}
-
-// planBanks cuts the frozen blocks, sorted by disk and LBA, into extents that do not cross a grain,
-// and those into banks of one segment each. There is always at least one bank, if need be empty.
-func planBanks(f *writeback.Frozen, segmentBytes int64) [][]extentPlan {
-	var banks [][]extentPlan
-	var bank []extentPlan
-	var bytes int64
-	for _, disk := range f.Disks() {
-		bs := f.Blocks(disk)
-		for len(bs) > 0 {
-			n := 1
-			for n < len(bs) && bs[n].LBA == bs[0].LBA+block.LBA(n) && bs[n].LBA%grainBlocks != 0 {
-				n++
-			}
-			if bytes+int64(n)*block.Size > segmentBytes || len(bank) == block.ExtentsMax {
-				banks, bank, bytes = append(banks, bank), nil, 0
-			}
-			bank = append(bank, extentPlan{disk, bs[:n]})
-			bytes += int64(n) * block.Size
-			bs = bs[n:]
-		}
-	}
-	if len(bank) > 0 || len(banks) == 0 {
-		banks = append(banks, bank)
-	}
-	return banks
-}
-
 // adopt turns the log's copies of a segment's extents into cache.
 func (p *Pool) adopt(s *storedSegment) {
 	var refs []cache.BlockRef
@@ -348,6 +493,6 @@ func (p *Pool) adopt(s *storedSegment) {
 		for _, b := range e.blocks {
 			refs = append(refs, cache.BlockRef{Place: b.Place, CRC: b.CRC})
 		}
-		p.cache.Adopt(e.disk, block.NewExtentID(s.sealed.Info.ID, slot), refs)
+		p.cache.Adopt(e.disk, block.NewExtentID(s.info.ID, slot), refs)
 	}
 }

@@ -90,6 +90,7 @@ func (p *Pool) fetchExtents(ctx context.Context, ps []vdisk.Piece) (got map[bloc
 	}
 	got = make(map[block.ExtentID][]byte, len(orig))
 	disks = make(map[block.ExtentID]block.DiskID, len(orig))
+	defer p.foreground.enter()()
 	for wait := backoff(0); ; wait = wait.next() {
 		var slots []int
 		for s := range orig {

@@ -47,6 +47,7 @@ func Open(ctx context.Context, o Options) (*Pool, error) {
 }
 
 func open(ctx context.Context, o Options) (*Pool, error) {
+	o.Targets = countTargets(o.Targets)
 	if err := errors.Join(o.FS.MkdirAll(o.TierDir), o.FS.SyncDir(path.Dir(o.TierDir))); err != nil {
 		return nil, fmt.Errorf("tier: %w", err)
 	}
@@ -62,8 +63,7 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 		o: o, disks: map[string]*vdisk.Disk{}, trees: map[block.DiskID]*densetree.Tree{}, nextDisk: 1,
 		segments: map[block.SegmentID]segment.Info{}, sick: map[block.TargetID]sickness{}, usage: extent.NewUsage(),
 	}
-	p.pub.disks = map[block.DiskID]segment.DiskMeta{}
-	p.pub.kick = make(chan chan<- error)
+	p.pub, p.buffers = newPublisher(), segment.NewBuffers(banksMax*o.SegmentBytes*3/2)
 	ro := root.Options{Targets: rootTargets(o.Targets), Log: o.Log}
 	if haveLog {
 		p.uuid = uuid.UUID(id.Pool)

@@ -7,8 +7,13 @@
 //	                         ▼
 //	              tree entries, cache entries; the generation is dropped
 //
-// One goroutine, the publisher, owns everything that changes in the cloud: it claims the pool, makes
-// cuts in order, and writes the checkpoints. The order within one cut is fixed:
+// The publisher owns everything that changes in the cloud. It claims the pool; then one goroutine packs
+// cuts, fills banks and has them stored, and another commits the cuts in order and writes the checkpoints:
+//
+//	packer     freeze 7 | banks of 7 ........ | freeze 8 | banks of 8 ........
+//	committer                  6 committed    | last of 7, root, record, maps | 8 ...
+//
+// The order within one cut is fixed:
 //
 //  1. the log index is frozen at S and the log made stable through S;
 //  2. the stripes are stored, the one that holds the cut's record last;
@@ -82,13 +87,15 @@ type Options struct {
 	Data, Parity int
 	// SegmentBytes is the payload of a full segment of a pool being created; default 32 MiB.
 	SegmentBytes int64
+	// Compression packs what new segments hold, where that pays; segments say themselves how they are packed.
+	Compression segment.Codec
 	// MaxDirtyAge is the age at which unpublished writes start a cut; default 30 s.
 	MaxDirtyAge time.Duration
 	// MaxExposure bytes unpublished, or some of them MaxExposureAge old, make new writes wait; default 0,
 	// no bound.
 	MaxExposure    int64
 	MaxExposureAge time.Duration
-	// CutBytes of unpublished writes start a cut; default 32 segments, at most half the log.
+	// CutBytes of unpublished writes start a cut; default 32 segments, at most a third of the tier.
 	CutBytes int64
 	// CheckpointCuts is how many cuts the root names before a checkpoint is published; default 128, at
 	// most root.CutsMax-1.
@@ -111,6 +118,7 @@ type Options struct {
 
 	// Tests make these small: entries of a map's level 0 and of a run, rows of a checkpoint's manifest.
 	mapLevel0, mapRun, tableRows int
+	publicationBytes             int // of one record of a publication; default 8 MiB
 }
 
 func (o Options) withDefaults() Options {
@@ -128,7 +136,7 @@ func (o Options) withDefaults() Options {
 		o.Data, o.Parity = 2, 1
 	}
 	def(&o.SegmentBytes, 32<<20)
-	def(&o.CutBytes, min(32*o.SegmentBytes, o.TierBytes/2))
+	def(&o.CutBytes, min(32*o.SegmentBytes, o.TierBytes/cutShare))
 	if o.MaxExposure > 0 {
 		o.CutBytes = min(o.CutBytes, max(block.Size, o.MaxExposure/2)) // publish before writes have to wait
 	}
@@ -137,6 +145,9 @@ func (o Options) withDefaults() Options {
 	def(&o.CheckpointBytes, 16<<20)
 	if o.tableRows == 0 {
 		o.tableRows = tableRowsMax
+	}
+	if o.publicationBytes == 0 {
+		o.publicationBytes = publicationBytesFull
 	}
 	if o.CheckpointCuts == 0 {
 		o.CheckpointCuts = 128
@@ -202,6 +213,9 @@ type Pool struct {
 	epoch    atomic.Uint64
 	createMu sync.Mutex // one disk is created at a time
 	segMu    sync.Mutex // one segment number is drawn at a time
+
+	buffers    *segment.Buffers
+	foreground foreground
 
 	// The targets by member number; they change only before serving starts and at the first claim.
 	storesMu sync.RWMutex

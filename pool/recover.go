@@ -133,6 +133,7 @@ func (p *Pool) replay(rec *writeback.Recovered) (haveState bool, err error) {
 }
 
 func (p *Pool) replayMeta(recs []writeback.MetaRecord, haveState bool) error {
+	var row publicationRow
 	for _, r := range recs {
 		switch r.Kind {
 		case metaEpoch:
@@ -147,19 +148,46 @@ func (p *Pool) replayMeta(recs []writeback.MetaRecord, haveState bool) error {
 			if err != nil {
 				return err
 			}
-			if rec.Cut <= p.pub.cut || !haveState {
+			if rec.Cut > p.pub.cut && haveState {
+				if err := p.replayCut(rec, infos, idx); err != nil {
+					return err
+				}
+			}
+		case metaPublicationPart, metaPublicationEnd:
+			cut, _, _, err := publicationHead(r.Payload)
+			if err != nil {
+				return err
+			}
+			if cut <= p.pub.cut || !haveState {
 				continue
 			}
-			if rec.PrevCut != p.pub.cut {
-				return fmt.Errorf("record of cut %d follows cut %d, not %d: %w", rec.Cut, rec.PrevCut, p.pub.cut, writeback.ErrDamaged)
+			if r.Kind == metaPublicationPart {
+				if err := row.add(r.Payload); err != nil {
+					return err
+				}
+				continue
 			}
-			last := infos[len(infos)-1]
-			p.applyCut(rec, last, idx)
-			p.val.Cut, p.val.Horizon, p.val.LastCRC = rec.Cut, rec.Horizon, rec.CRC()
+			rec, infos, idx, err := row.end(r.Payload)
+			if err != nil {
+				return err
+			}
+			if err := p.replayCut(rec, infos, idx); err != nil {
+				return err
+			}
 		default:
 			return fmt.Errorf("record kind %d: %w", r.Kind, writeback.ErrNewer)
 		}
 	}
+	return nil
+}
+
+// replayCut applies a cut whose publication is on record.
+func (p *Pool) replayCut(rec *segment.CutRecord, infos []segment.Info, idx []*segment.Index) error {
+	if rec.PrevCut != p.pub.cut {
+		return fmt.Errorf("record of cut %d follows cut %d, not %d: %w", rec.Cut, rec.PrevCut, p.pub.cut, writeback.ErrDamaged)
+	}
+	p.applyCut(rec, infos, idx)
+	p.val.Cut, p.val.Horizon, p.val.LastCRC = rec.Cut, rec.Horizon, rec.CRC()
 	return nil
 }
 
@@ -263,11 +291,11 @@ func (p *Pool) loadCut(ctx context.Context, ref root.CutRef, record bool) error 
 	p.mapsMu.Lock()
 	defer p.mapsMu.Unlock()
 	if record {
-		if err := p.log.AppendMeta(metaPublication, encodePublication(rec, rec.AllSegments(last), idx)); err != nil {
+		if err := p.recordPublication(rec, rec.AllSegments(last), idx); err != nil {
 			return err
 		}
 	}
-	p.applyCut(rec, last, idx)
+	p.applyCut(rec, rec.AllSegments(last), idx)
 	return nil
 }
 

@@ -6,13 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
 	"graindisk/backend"
 	"graindisk/block"
 	"graindisk/grains/segment"
-	"graindisk/writeback"
+	"graindisk/pool/root"
 )
 
 const (
@@ -25,96 +26,77 @@ const (
 
 // storedSegment is a segment on its targets, with the plan it was packed from.
 type storedSegment struct {
-	plan   []extentPlan
-	sealed *segment.Sealed
+	plan  []extentPlan
+	info  segment.Info // without the targets that lack their shard
+	index *segment.Index
 }
 
 func indexes(ss []*storedSegment) []*segment.Index {
 	xs := make([]*segment.Index, len(ss))
 	for i, s := range ss {
-		xs[i] = s.sealed.Index
+		xs[i] = s.index
 	}
 	return xs
 }
 
-// storeSegment packs a bank and stores its shards, with the cut's record if rec is not nil. A target
-// that fails is passed over, and the bank is packed again under a new number for those that live;
-// with fewer than m+1 of those it waits. seq is the cut's horizon, the newest a write in it can be. It fails only when ctx ends or the log cannot be read.
-func (p *Pool) storeSegment(ctx context.Context, plan []extentPlan, seq writeback.Seq, cut uint64, rec *segment.CutRecord) (*storedSegment, error) {
-	var payload int64
-	for _, e := range plan {
-		payload += int64(len(e.blocks)) * block.Size
-	}
+// storeBank seals a bank, with the cut's record if rec is not nil, and stores its shards; it gives the
+// bank's token and memory back. A target that fails is passed over from then on. If what was stored
+// survives the loss of any one target all the same, that is enough; else the bank is filled again under a
+// new number, for those that live. It fails only when ctx ends, another owner has claimed the pool, or the
+// log cannot be read.
+func (p *Pool) storeBank(ctx context.Context, b *bank, rec *segment.CutRecord) (storedSegment, error) {
+	defer func() { p.dropBank(b) }()
 	for wait := backoff(0); ; wait = wait.next() {
-		k, m, targets := p.placement(payload)
-		if targets == nil {
-			p.o.Log.Warn("too few targets to publish, waiting", "pool", p.o.Name, "need", p.value().Stripe.Parity+1)
-			if err := wait.sleep(ctx); err != nil {
-				return nil, err
-			}
-			continue
+		if rec != nil {
+			rec.Epoch = b.epoch
 		}
-		id, err := p.segmentNumber(ctx)
+		sealed, err := b.builder.Seal(rec, b.targets)
 		if err != nil {
-			return nil, err
+			return storedSegment{}, err
 		}
-		sealed, err := p.pack(plan, seq, rec, segment.BuildOptions{
-			Pool: p.uuid, ID: id, Epoch: p.epoch.Load(), K: k, M: m, Cut: cut, PayloadBytes: payload, ExtentBytesMax: GrainBytes,
-		}, rotate(targets, int(id)))
-		if err != nil {
-			return nil, err
-		}
-		err = p.putShards(ctx, sealed)
+		info, err := p.putShards(ctx, sealed)
+		// Nobody may still be sending from memory that is used again.
+		whole := err == nil && !slices.Contains(info.Targets, 0)
 		if err == nil {
-			sealed.Shards = nil // a cut may have far more of them than memory
-			return &storedSegment{plan, sealed}, nil
+			err = sealed.Verify()
+		}
+		sealed.Release(whole)
+		if err == nil {
+			return storedSegment{b.plan, info, sealed.Index}, nil
 		}
 		if ctx.Err() != nil {
-			return nil, ctx.Err()
+			return storedSegment{}, ctx.Err()
 		}
-		p.o.Log.Warn("segment not stored, packing it again", "pool", p.o.Name, "segment", id, "err", err)
+		p.o.Log.Warn("segment not stored, packing it again", "pool", p.o.Name, "segment", b.id, "err", err)
 		if err := wait.sleep(ctx); err != nil {
-			return nil, err
+			return storedSegment{}, err
 		}
-	}
-}
-
-// pack reads a bank's blocks back from the log and seals them. Every block is checked on the way.
-func (p *Pool) pack(plan []extentPlan, seq writeback.Seq, rec *segment.CutRecord, o segment.BuildOptions, targets []block.TargetID) (*segment.Sealed, error) {
-	b, err := segment.NewBuilder(o)
-	if err != nil {
-		return nil, err
-	}
-	var found [grainBlocks]writeback.Found
-	for _, e := range plan {
-		dst, err := b.Add(e.disk, e.blocks[0].LBA, len(e.blocks), uint64(seq))
+		next, err := p.refill(ctx, b)
+		if next != nil {
+			b = next
+		}
 		if err != nil {
-			return nil, err
-		}
-		for i, at := range e.blocks {
-			found[i] = writeback.Found{State: writeback.Present, CRC: at.CRC, Place: at.Place}
-		}
-		if err := p.log.ReadBlocks(e.disk, e.blocks[0].LBA, found[:len(e.blocks)], dst); err != nil {
-			return nil, err
+			return storedSegment{}, err
 		}
 	}
-	return b.Seal(rec, targets[:int(o.K)+int(o.M)])
 }
 
 // segmentNumber is the next number, made usable by a root commit if need be.
 func (p *Pool) segmentNumber(ctx context.Context) (block.SegmentID, error) {
-	p.segMu.Lock()
-	defer p.segMu.Unlock()
-	v := p.value()
-	if uint64(p.pub.nextSeg) >= v.SegLimit {
-		v.SegLimit = uint64(p.pub.nextSeg) + segReserve
-		if err := p.commit(ctx, v); err != nil {
+	for {
+		p.segMu.Lock()
+		id := p.pub.nextSeg
+		if uint64(id) < p.value().SegLimit {
+			p.pub.nextSeg++
+			p.segMu.Unlock()
+			return id, nil
+		}
+		p.segMu.Unlock()
+		err := p.update(ctx, func(v *root.Value) { v.SegLimit = max(v.SegLimit, uint64(id)+segReserve) })
+		if err != nil {
 			return 0, err
 		}
 	}
-	id := p.pub.nextSeg
-	p.pub.nextSeg++
-	return id, nil
 }
 
 // placement chooses the profile and the targets, in order of their number, for a segment: the pool's
@@ -170,18 +152,63 @@ func rotate(ts []block.TargetID, n int) []block.TargetID {
 	return out
 }
 
-// putShards stores all shards at the same time. Targets that fail are passed over from now on.
-func (p *Pool) putShards(ctx context.Context, s *segment.Sealed) error {
+// putShards stores all shards at the same time, making way for reads. It returns where they are: a shard
+// that its target did not take is missing, if what is left survives the loss of any one target.
+func (p *Pool) putShards(ctx context.Context, s *segment.Sealed) (segment.Info, error) {
+	info := s.Info
+	info.Targets = slices.Clone(info.Targets)
 	errs := make([]error, len(s.Shards))
+	begin := time.Now()
 	var wg sync.WaitGroup
 	for i, t := range s.Info.Targets {
+		if !p.log.Pressure().Waiting {
+			p.foreground.yield(ctx, yieldMax-time.Since(begin))
+		}
 		wg.Go(func() {
 			store, _ := p.store(t)
 			errs[i] = p.judge(ctx, t, putShard(ctx, store, s.Info.Key(i), s.Shards[i]))
 		})
 	}
 	wg.Wait()
-	return errors.Join(errs...)
+	for i, err := range errs {
+		if err != nil {
+			info.Targets[i] = 0
+		}
+	}
+	err := errors.Join(errs...)
+	if err == nil || ctx.Err() != nil {
+		return info, err
+	}
+	if !strong(info) {
+		return info, err
+	}
+	p.o.Log.Warn("segment stored without some of its shards", "pool", p.o.Name, "segment", uint64(info.ID), "targets", info.Targets, "err", err)
+	return info, nil
+}
+
+// strong tells whether a segment survives the loss of any one target that has shards of it.
+func strong(i segment.Info) bool {
+	stored, most := 0, 0
+	on := map[block.TargetID]int{}
+	for _, t := range i.Targets {
+		if t != 0 {
+			stored++
+			on[t]++
+			most = max(most, on[t])
+		}
+	}
+	return stored-most >= int(i.K)
+}
+
+// belowStrength tells whether a segment has fewer shards to lose than the pool's profile says.
+func belowStrength(i segment.Info, parity int) bool {
+	stored := 0
+	for _, t := range i.Targets {
+		if t != 0 {
+			stored++
+		}
+	}
+	return stored-int(i.K) < parity
 }
 
 // sickness is how long a target is passed over because it failed.

@@ -21,6 +21,7 @@ import (
 	"graindisk/backend/s3"
 	"graindisk/config"
 	"graindisk/frontend/nbd"
+	"graindisk/grains/segment"
 	"graindisk/internal/vfs"
 	"graindisk/pool"
 	"graindisk/vdisk"
@@ -102,8 +103,12 @@ func poolOptions(ctx context.Context, cfg *config.Config, name string, log *slog
 		Data: pc.Stripe.Data, Parity: pc.Stripe.Parity, MaxDirtyAge: pc.MaxDirtyAge,
 		MaxExposure: int64(pc.MaxExposure), MaxExposureAge: pc.MaxExposureAge, Log: log,
 	}
+	var err error
+	if o.Compression, err = segment.ParseCodec(string(pc.Compression)); err != nil {
+		return o, fmt.Errorf("pool %s: %w", name, err)
+	}
 	// The embedded default makes its directories, until there is a tier that knows them.
-	_, err := writeback.ReadIdentity(vfs.OS{}, o.TierDir)
+	_, err = writeback.ReadIdentity(vfs.OS{}, o.TierDir)
 	makeDirs := cfg.Embedded && errors.Is(err, writeback.ErrNoLog)
 	for _, t := range pc.Targets {
 		s, err := openStore(ctx, t, makeDirs, log)

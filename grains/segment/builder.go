@@ -17,12 +17,16 @@ type BuildOptions struct {
 	Epoch uint64
 	K, M  uint8
 	Cut   uint64 // the cut the segment will belong to; 0 = none (a cleaner's segment)
-	// PayloadBytes is what will be added in all, a multiple of block.Size; 0 = an empty segment. It is
-	// the segment's capacity and what balances the columns: adding much less leaves the last ones
-	// short, which costs padding, not correctness.
+	// PayloadBytes is what will be added in all, as stored, a multiple of block.Size; 0 = an empty
+	// segment. It is the segment's capacity and what balances the columns: after adding much less, Seal
+	// lays them out anew.
 	PayloadBytes int64
 	// ExtentBytesMax is the largest extent that will be added; default 256 KiB, the largest grain.
 	ExtentBytesMax int64
+	// Codec packs the extents that AddData brings, where that pays.
+	Codec Codec
+	// Buffers lends the memory of the shards; nil = each segment has its own.
+	Buffers *Buffers
 	// Fingerprint, if set, gives each extent a hash for deduplication.
 	Fingerprint func(data []byte) [16]byte
 	// Rand is where the salt comes from; default crypto/rand.
@@ -38,6 +42,8 @@ type Builder struct {
 	index     Index
 	shard     int   // column being filled
 	used      int64 // bytes of it in use
+	stored    int64 // bytes of all columns in use, what aligning costs included
+	packer    packer
 	sealed    bool
 }
 
@@ -46,6 +52,8 @@ type Sealed struct {
 	Info   Info
 	Index  *Index
 	Shards [][]byte // complete objects; read-only
+
+	buffers *Buffers
 }
 
 // NewBuilder starts a segment. Memory is taken column by column as extents come.
@@ -63,10 +71,14 @@ func NewBuilder(o BuildOptions) (*Builder, error) {
 	if o.PayloadBytes > 0 {
 		// A column starts and ends within half an extent of its share.
 		b.areaBytes = up(o.PayloadBytes/int64(o.K)+min(o.ExtentBytesMax, o.PayloadBytes), block.Size)
+		if o.Codec != CodecNone {
+			b.areaBytes += block.Size // an extent stored as it is begins on a block
+		}
 	}
 	if b.areaBytes > ShardBytesMax {
 		return nil, fmt.Errorf("new segment %d: %d bytes in %d shards is more than a segment holds", o.ID, o.PayloadBytes, o.K)
 	}
+	b.packer.codec = o.Codec
 	b.index = Index{Info: Info{ID: o.ID, Epoch: o.Epoch, K: o.K, M: o.M}, Pool: o.Pool}
 	if _, err := io.ReadFull(o.Rand, b.index.Salt[:]); err != nil {
 		return nil, fmt.Errorf("new segment %d: salt: %w", o.ID, err)
@@ -77,55 +89,101 @@ func NewBuilder(o BuildOptions) (*Builder, error) {
 func up(n, unit int64) int64 { return (n + unit - 1) / unit * unit }
 
 // Add reserves the next slot for an extent of blocks at lba of disk, whose newest write is seq, and
-// returns the room for its data, which the caller fills before Seal. Extents come sorted by (disk,
-// LBA). ErrFull means that this one goes to the next segment.
+// returns the room for its data, which the caller fills before Seal, all of it: what it holds before is
+// undefined. Extents come sorted by (disk, LBA). ErrFull means that this one goes to the next segment.
 func (b *Builder) Add(disk block.DiskID, lba block.LBA, blocks int, seq uint64) ([]byte, error) {
 	return b.AddMoved(block.NewExtentID(b.o.ID, len(b.index.Entries)), disk, lba, blocks, seq)
 }
 
 // AddMoved is Add for an extent that was born in another segment and keeps its name.
 func (b *Builder) AddMoved(name block.ExtentID, disk block.DiskID, lba block.LBA, blocks int, seq uint64) ([]byte, error) {
-	e := Entry{Name: name, Disk: disk, LBA: lba, Blocks: uint16(blocks), Seq: seq, Stored: uint32(blocks) * block.Size}
-	size := int64(blocks) * block.Size
+	if blocks < 1 || blocks > 1<<16-1 || int64(blocks)*block.Size > b.o.ExtentBytesMax {
+		return nil, fmt.Errorf("segment %d: extent of %d blocks, at most %d bytes were announced", b.o.ID, blocks, b.o.ExtentBytesMax)
+	}
+	return b.place(Entry{Name: name, Disk: disk, LBA: lba, Blocks: uint16(blocks), Seq: seq, Stored: uint32(blocks) * block.Size})
+}
+
+// AddData is Add for data that is at hand, whole blocks: it is copied, packed by the segment's codec
+// where that saves at least an eighth.
+func (b *Builder) AddData(disk block.DiskID, lba block.LBA, plain []byte, seq uint64) error {
+	blocks := len(plain) / block.Size
+	if b.o.Codec == CodecNone || blocks > packedBlocksMax || b.sealed || b.Room() == 0 {
+		dst, err := b.Add(disk, lba, blocks, seq)
+		copy(dst, plain)
+		return err
+	}
+	packed := b.packer.pack(plain)
+	if packed == nil {
+		dst, err := b.Add(disk, lba, blocks, seq)
+		copy(dst, plain)
+		return err
+	}
+	dst, err := b.place(Entry{
+		Name: block.NewExtentID(b.o.ID, len(b.index.Entries)), Disk: disk, LBA: lba, Blocks: uint16(blocks), Seq: seq,
+		Stored: uint32(len(packed)), Codec: uint8(b.o.Codec),
+	})
+	copy(dst, packed)
+	return err
+}
+
+// place gives an extent the next slot and its bytes.
+func (b *Builder) place(e Entry) ([]byte, error) {
+	size := int64(e.Stored)
+	shard, off := b.next(b.o.PayloadBytes, e)
 	switch n := len(b.index.Entries); {
 	case b.sealed:
 		return nil, fmt.Errorf("segment %d is sealed", b.o.ID)
-	case blocks < 1 || blocks > 1<<16-1 || size > b.o.ExtentBytesMax:
-		return nil, fmt.Errorf("segment %d: extent of %d blocks, at most %d bytes were announced", b.o.ID, blocks, b.o.ExtentBytesMax)
-	case n > 0 && (disk < b.index.Entries[n-1].Disk || disk == b.index.Entries[n-1].Disk && lba < b.index.Entries[n-1].LBA):
-		return nil, fmt.Errorf("segment %d: disk %d lba %d after disk %d lba %d", b.o.ID, disk, lba, b.index.Entries[n-1].Disk, b.index.Entries[n-1].LBA)
-	case size > b.Room():
+	case n > 0 && (e.Disk < b.index.Entries[n-1].Disk || e.Disk == b.index.Entries[n-1].Disk && e.LBA < b.index.Entries[n-1].LBA):
+		return nil, fmt.Errorf("segment %d: disk %d lba %d after disk %d lba %d", b.o.ID, e.Disk, e.LBA, b.index.Entries[n-1].Disk, b.index.Entries[n-1].LBA)
+	case b.Room() == 0 || b.stored+b.pad(shard, off)+size > b.o.PayloadBytes:
 		return nil, fmt.Errorf("segment %d: %w", b.o.ID, ErrFull)
 	}
-	if shard := b.column(size); shard != b.shard {
-		b.shard, b.used = shard, 0
-	}
-	e.Shard, e.Offset = uint8(b.shard), uint32(b.used)
+	e.Shard, e.Offset = uint8(shard), uint32(off)
 	whole := b.index.Info
 	whole.ShardBytes = uint32(b.areaBytes)
 	if err := e.validate(whole); err != nil {
-		return nil, fmt.Errorf("segment %d: extent %v: %w", b.o.ID, name, err)
+		return nil, fmt.Errorf("segment %d: extent %v: %w", b.o.ID, e.Name, err)
 	}
-	b.used += size
+	b.stored += b.pad(shard, off) + size
+	b.shard, b.used = shard, off+size
 	b.index.Entries = append(b.index.Entries, e)
-	b.index.Info.PayloadBytes += uint64(size)
-	at := HeaderBytes + int64(e.Offset)
-	return b.object(b.shard)[at : at+size : at+size], nil
+	b.index.Info.PayloadBytes += uint64(e.Blocks) * block.Size
+	at := HeaderBytes + off
+	return b.object(shard)[at : at+size : at+size], nil
 }
 
-// column is the data shard for the next extent: the one of k equal parts of the payload in which the
-// middle of the extent lies, or ends. It never falls.
-func (b *Builder) column(size int64) int {
-	twiceMiddle := 2*b.PayloadBytes() + size
-	return int((twiceMiddle*int64(b.o.K) - 1) / (2 * b.o.PayloadBytes))
+// next is the place of the next extent when total bytes are laid out: the column of k equal parts in
+// which its middle lies, or ends, which never falls, and the offset there. What is not packed begins on a
+// block.
+func (b *Builder) next(total int64, e Entry) (shard int, off int64) {
+	if total == 0 {
+		return b.shard, b.used
+	}
+	twiceMiddle := 2*b.stored + int64(e.Stored)
+	shard = min(int((twiceMiddle*int64(b.o.K)-1)/(2*total)), int(b.o.K)-1)
+	if shard != b.shard {
+		return shard, 0
+	}
+	if e.Codec == uint8(CodecNone) {
+		return shard, up(b.used, block.Size)
+	}
+	return shard, b.used
 }
 
-// Room is how many bytes Add still takes.
+// pad is what the place leaves free behind the last extent.
+func (b *Builder) pad(shard int, off int64) int64 {
+	if shard != b.shard {
+		return 0
+	}
+	return off - b.used
+}
+
+// Room is how many stored bytes the segment still takes; aligning may cost up to a block of it.
 func (b *Builder) Room() int64 {
 	if len(b.index.Entries) >= block.ExtentsMax {
 		return 0
 	}
-	return b.o.PayloadBytes - b.PayloadBytes()
+	return b.o.PayloadBytes - b.stored
 }
 
 // Full tells whether no extent fits any more.
@@ -134,17 +192,29 @@ func (b *Builder) Full() bool { return b.Room() == 0 }
 // Extents is how many slots are in use, PayloadBytes what they hold.
 func (b *Builder) Extents() int { return len(b.index.Entries) }
 
-// PayloadBytes is the guest data added so far.
+// StoredBytes is what the guest data added so far takes.
+func (b *Builder) StoredBytes() int64 { return b.stored }
+
+// PayloadBytes is the guest data added so far, before packing.
 func (b *Builder) PayloadBytes() int64 { return int64(b.index.Info.PayloadBytes) }
 
-// object is the memory of one shard: header and a column of zeroes, with room behind for an index of
-// 4 KiB extents, so that sealing rarely copies.
+// object is the memory of one shard: header and column, with room behind for an index of 4 KiB extents,
+// so that sealing rarely copies. What it holds is undefined.
 func (b *Builder) object(shard int) []byte {
 	if b.objects[shard] == nil {
 		tail := indexBytesMin + b.o.PayloadBytes/block.Size*13 + TrailerBytes
-		b.objects[shard] = make([]byte, HeaderBytes+b.areaBytes, HeaderBytes+b.areaBytes+tail)
+		b.objects[shard] = b.o.Buffers.Get(HeaderBytes + b.areaBytes + tail)[:HeaderBytes+b.areaBytes]
 	}
 	return b.objects[shard]
+}
+
+// Discard gives the memory of a builder back that will not be sealed.
+func (b *Builder) Discard() {
+	b.sealed = true
+	for n, o := range b.objects {
+		b.o.Buffers.Put(o, true)
+		b.objects[n] = nil
+	}
 }
 
 // Seal computes checksums and parity and returns the finished shards; the builder is spent. targets
@@ -156,6 +226,7 @@ func (b *Builder) Seal(cut *CutRecord, targets []block.TargetID) (*Sealed, error
 		return nil, fmt.Errorf("seal segment %d: done before", b.o.ID)
 	}
 	b.sealed = true
+	b.balance()
 	areas := b.trim()
 	if b.o.Fingerprint != nil {
 		b.index.Fingerprints = make([][16]byte, len(b.index.Entries))
@@ -197,20 +268,55 @@ func (b *Builder) Seal(cut *CutRecord, targets []block.TargetID) (*Sealed, error
 	return b.finish(t, areas, tail)
 }
 
-// trim shortens every column to the longest one's use and returns the areas. Columns that were never
-// used and those of parity are made here.
-func (b *Builder) trim() [][]byte {
-	var used uint32
+// balance lays the extents out anew if so much less was added than announced that the first columns
+// have it all.
+func (b *Builder) balance() {
+	var longest int64
 	for _, e := range b.index.Entries {
-		used = max(used, e.Offset+e.Stored)
+		longest = max(longest, int64(e.Offset+e.Stored))
 	}
-	b.areaBytes = int64(used)
-	b.index.Info.ShardBytes = used
+	if longest <= b.stored/int64(b.o.K)+b.o.ExtentBytesMax {
+		return
+	}
+	old, total := b.objects, b.stored
+	b.objects = make([][]byte, len(old))
+	b.areaBytes = up(total/int64(b.o.K)+min(b.o.ExtentBytesMax, total), block.Size) + block.Size
+	b.shard, b.used, b.stored = 0, 0, 0
+	for slot := range b.index.Entries {
+		e := &b.index.Entries[slot]
+		from := old[e.Shard][HeaderBytes+int64(e.Offset):][:e.Stored]
+		shard, off := b.next(total, *e)
+		b.stored += b.pad(shard, off) + int64(e.Stored)
+		b.shard, b.used = shard, off+int64(e.Stored)
+		e.Shard, e.Offset = uint8(shard), uint32(off)
+		copy(b.object(shard)[HeaderBytes+off:], from)
+	}
+	for _, o := range old {
+		b.o.Buffers.Put(o, true)
+	}
+}
+
+// trim shortens every column to the longest one's use, on a block, zeroes what no extent fills, and
+// returns the areas. Columns that were never used and those of parity are made here.
+func (b *Builder) trim() [][]byte {
+	var used int64
+	ends := make([]int64, len(b.objects)) // of what is written, by shard
+	for _, e := range b.index.Entries {
+		clear(b.objects[e.Shard][HeaderBytes+ends[e.Shard] : HeaderBytes+int64(e.Offset)])
+		ends[e.Shard] = int64(e.Offset + e.Stored)
+		used = max(used, ends[e.Shard])
+	}
+	used = up(used, block.Size)
+	b.areaBytes = used
+	b.index.Info.ShardBytes = uint32(used)
 	b.index.Info.Extents = uint32(len(b.index.Entries))
 	areas := make([][]byte, len(b.objects))
 	for n := range b.objects {
 		b.objects[n] = b.object(n)[:HeaderBytes+used]
 		areas[n] = b.objects[n][HeaderBytes:]
+		if n < int(b.o.K) { // parity is written whole
+			clear(areas[n][ends[n]:])
+		}
 	}
 	return areas
 }
@@ -233,6 +339,10 @@ func (b *Builder) finish(t Trailer, areas [][]byte, tail []byte) (*Sealed, error
 	h := Header{Pool: b.o.Pool, ID: b.o.ID, Epoch: b.o.Epoch, Salt: b.index.Salt, K: b.o.K, M: b.o.M}
 	for n, object := range b.objects {
 		h.Shard, t.Shard, t.AreaCRC = uint8(n), uint8(n), block.CRC(areas[n])
+		if need := t.Info.ObjectBytes(); int64(cap(object)) < need {
+			object = append(b.o.Buffers.Get(need), object...)
+			b.o.Buffers.Put(b.objects[n], true)
+		}
 		h.append(object[:0])
 		b.objects[n] = t.append(append(object, tail...))
 	}
@@ -241,5 +351,7 @@ func (b *Builder) finish(t Trailer, areas [][]byte, tail []byte) (*Sealed, error
 	if err != nil {
 		return nil, fmt.Errorf("seal segment %d: read back: %w", b.o.ID, err)
 	}
-	return &Sealed{Info: t.Info, Index: x, Shards: b.objects}, nil
+	s := &Sealed{Info: t.Info, Index: x, Shards: b.objects, buffers: b.o.Buffers}
+	b.objects = nil
+	return s, nil
 }

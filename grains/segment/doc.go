@@ -19,6 +19,10 @@
 //	shard 1   | slot 3 | slot 4      | 0 0 0 |   zeroes fill every area to the same ShardBytes
 //	shard 2   | parity of the same byte range |
 //
+// An extent may be packed by a Codec, by itself; then its length and place are in bytes, not blocks, and
+// a checksum of the plain bytes stands before them. The memory that shards are built in may be lent by
+// Buffers, and Sealed.Verify reads a sealed stripe again before anybody is told of it.
+//
 // Invariants:
 //   - index and cut record are the same bytes in every shard, so any one shard names everything.
 //   - parity covers the extents area alone, byte by byte, so any range of one shard can be rebuilt

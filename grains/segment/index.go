@@ -33,7 +33,7 @@ type Entry struct {
 	Disk   block.DiskID   `json:"disk"`
 	Blocks uint16         `json:"blocks"`
 	Shard  uint8          `json:"shard"` // always a data shard
-	Codec  uint8          `json:"codec"` // 0 = stored as is; no other is defined in version 1
+	Codec  uint8          `json:"codec"` // a Codec; 0 = stored as is
 }
 
 // Index names every extent of a segment. It is read-only once decoded or sealed and safe for
@@ -299,6 +299,8 @@ func (e *Entry) validate(info Info) error {
 		return fmt.Errorf("%d bytes at %d leave the area of %d", e.Stored, e.Offset, info.ShardBytes)
 	case e.Codec == 0 && e.Offset%block.Size != 0:
 		return fmt.Errorf("offset %d is not aligned", e.Offset)
+	case e.Codec != 0 && e.Codec < codecs && (e.Blocks > packedBlocksMax || e.Stored >= uint32(e.Blocks)*block.Size):
+		return fmt.Errorf("%d blocks packed into %d bytes by %v", e.Blocks, e.Stored, Codec(e.Codec))
 	case e.Name.Segment() == 0 || e.Name.Slot() >= block.ExtentsMax:
 		return fmt.Errorf("name %v out of range", e.Name)
 	}

@@ -205,10 +205,13 @@ func (r *Reader) Extents(ctx context.Context, info Info, slots []int, fn func(sl
 	defer stop(nil)
 	var mu sync.Mutex // serialises fn and guards failed
 	var failed []error
-	deliver := func(slot int, data []byte) {
+	deliver := func(slot int, stored []byte) {
+		data, err := x.unpack(slot, stored)
 		mu.Lock()
 		defer mu.Unlock()
-		if ctx.Err() == nil {
+		if err != nil {
+			failed = append(failed, err)
+		} else if ctx.Err() == nil {
 			if err := fn(slot, data, x.Entries[slot]); err != nil {
 				stop(err)
 			}
@@ -251,8 +254,8 @@ func plan(x *Index, slots []int) ([]run, error) {
 		if s < 0 || s >= len(x.Entries) {
 			return nil, fmt.Errorf("segment %d has no slot %d, only %d: %w", x.Info.ID, s, len(x.Entries), ErrDamaged)
 		}
-		if c := x.Entries[s].Codec; c != 0 {
-			return nil, fmt.Errorf("segment %d slot %d is packed by codec %d: %w", x.Info.ID, s, c, ErrNewer)
+		if c := Codec(x.Entries[s].Codec); c >= codecs {
+			return nil, fmt.Errorf("segment %d slot %d is packed by %v: %w", x.Info.ID, s, c, ErrNewer)
 		}
 	}
 	if !slices.IsSorted(slots) {

@@ -176,7 +176,7 @@ func TestPlan(t *testing.T) {
 	}
 	x := *s.Index
 	x.Entries = slices.Clone(x.Entries)
-	x.Entries[3].Codec = 2
+	x.Entries[3].Codec = codecs
 	if _, err := plan(&x, []int{3}); !errors.Is(err, ErrNewer) {
 		t.Errorf("unknown codec: %v", err)
 	}

@@ -1,0 +1,2 @@
+// Package many serves many disks from one gateway with little memory.
+package many
