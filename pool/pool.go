@@ -35,6 +35,7 @@ import (
 	"graindisk/backend"
 	"graindisk/block"
 	"graindisk/grains/cache"
+	"graindisk/grains/fetch"
 	"graindisk/grains/segment"
 	"graindisk/internal/vfs"
 	"graindisk/pool/root"
@@ -160,15 +161,19 @@ func (o Options) validate() error {
 
 // Pool is an open pool. All methods are safe for concurrent use.
 type Pool struct {
-	o      Options
-	space  *tier.Space
-	log    *writeback.Log
-	cache  *cache.Cache
-	reader *segment.Reader
-	reg    *root.Register
-	runID  atomic.Uint64        // numbers runs of the dense trees
-	gateFn atomic.Pointer[gate] // the answer to every request, once the pool must not serve any more
-	broken atomic.Pointer[gate] // why no more cuts are made
+	o       Options
+	space   *tier.Space
+	log     *writeback.Log
+	cache   *cache.Cache
+	reader  *segment.Reader
+	fetcher *fetch.Fetcher // of extents that the tier has not got
+	ahead   sync.WaitGroup // readahead being resolved
+	aheads  atomic.Int32   // and how many are
+	reading foreground     // reads that wait for targets
+	reg     *root.Register
+	runID   atomic.Uint64        // numbers runs of the dense trees
+	gateFn  atomic.Pointer[gate] // the answer to every request, once the pool must not serve any more
+	broken  atomic.Pointer[gate] // why no more cuts are made
 
 	uuid     uuid.UUID
 	logID    writeback.UUID

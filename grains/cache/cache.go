@@ -76,7 +76,6 @@ type Cache struct {
 	slots      []atomic.Pointer[slotInfo] // by slot; nil while the cache knows nothing in it
 	age        atomic.Uint64
 	fill       filler
-	flights    flights
 	counters   counters
 }
 
@@ -88,7 +87,7 @@ type slotInfo struct {
 }
 
 type counters struct {
-	hits, misses, fills, fillsSkipped, evicted, crcFailures, readErrors, fetches, shared atomic.Uint64
+	hits, misses, fills, fillsSkipped, evicted, crcFailures, readErrors atomic.Uint64
 }
 
 // New makes an empty cache over the slots of s.
@@ -111,7 +110,6 @@ func New(s space, o Options) (*Cache, error) {
 	for i := range c.shards {
 		c.shards[i].init(s.Slots())
 	}
-	c.flights.init()
 	return c, nil
 }
 
@@ -207,6 +205,10 @@ func (c *Cache) readRun(id block.ExtentID, r run, p []byte) bool {
 	return true
 }
 
+// Has reports whether all blocks of an extent are in the index; whether they are good, only Read finds
+// out.
+func (c *Cache) Has(id block.ExtentID, blocks int) bool { return c.has(id, blocks) }
+
 // has reports whether all blocks of an extent are in the index.
 func (c *Cache) has(id block.ExtentID, blocks int) bool {
 	var buf [16]run
@@ -238,10 +240,9 @@ func (c *Cache) DropSlot(slot int) {
 	c.slots[slot].Store(nil)
 }
 
-// Close ends filling and the fetches under way, and waits for them. No other method may be under way
-// or be called later, except Fetch, which fails with ErrClosed.
+// Close ends filling and waits for what is under way. No other method may be under way or be called
+// later.
 func (c *Cache) Close() {
-	c.flights.close()
 	c.closeFill()
 }
 
@@ -253,8 +254,6 @@ type Stats struct {
 	Evicted      uint64 // entries that left with their slot
 	CRCFailures  uint64 // blocks that were not what was stored
 	ReadErrors   uint64
-	Fetches      uint64 // calls of get
-	Shared       uint64 // calls of Fetch that shared another's get
 	Entries      int    // runs of adjacent blocks in the index
 	Bytes        int64  // of the blocks in the index
 	MemoryBytes  int64  // of the index itself
@@ -266,7 +265,6 @@ func (c *Cache) Stats() Stats {
 	s := Stats{
 		Hits: n.hits.Load(), Misses: n.misses.Load(), Fills: n.fills.Load(), FillsSkipped: n.fillsSkipped.Load(),
 		Evicted: n.evicted.Load(), CRCFailures: n.crcFailures.Load(), ReadErrors: n.readErrors.Load(),
-		Fetches: n.fetches.Load(), Shared: n.shared.Load(),
 	}
 	for i := range c.shards {
 		entries, blocks, memory := c.shards[i].size()

@@ -155,8 +155,9 @@ func New(o Options) *Fetcher {
 	}
 }
 
-// Get fetches the wants and calls ready in the caller's goroutine with the outcomes as they come: each
-// call has all that came together, and every want is told once. It returns early, with ctx's cause,
+// Get fetches the wants and calls ready in the caller's goroutine: first with nothing, once all have been
+// asked for, then with the outcomes as they come, each call with all that came together, and every
+// want told once. It returns early, with ctx's cause,
 // when ctx ends: what was not told by then is not fetched on this caller's account any more.
 func (f *Fetcher) Get(ctx context.Context, wants []Want, ready func([]Result)) error {
 	if ctx.Err() != nil {
@@ -173,6 +174,7 @@ func (f *Fetcher) Get(ctx context.Context, wants []Want, ready func([]Result)) e
 	}
 	f.pumpLocked()
 	f.mu.Unlock()
+	ready(nil)
 	batch := make([]Result, 0, len(wants))
 	for told := 0; told < len(wants); told += len(batch) {
 		batch = batch[:0]
