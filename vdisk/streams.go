@@ -15,7 +15,7 @@ const (
 	streamSlack  = 4         // a read may skip so many times its length: requests overtake each other
 	streamSkip   = 256 << 10 // and at most so many bytes
 	streamStale  = 4096      // reads of the disk after which a stream may be forgotten
-	streamRecent = 64         // reads of the disk within which a stream is active
+	streamRecent = 64        // reads of the disk within which a stream is active
 	windowFirst  = 256 << 10 // bytes
 	aheadAlign   = 64 << 10  // readahead begins and ends on grains
 	aheadLookups = 1024      // blocks resolved at a time
@@ -28,16 +28,18 @@ const (
 //	 read    │◄── window ───►│                 window is fetched; it doubles each time, up to AheadMax.
 //
 // Nothing is read ahead while all reads are local; it begins with a miss and ends when all that lies
-// ahead proves to be on the tier. Random reads continue nothing and cost one look at the table.
+// ahead proves to be on the tier. Reads that continue nothing cost one look at the table.
 type streams struct {
 	mu    sync.Mutex
 	clock uint64
+	hand  int
+	next  [streamCount]int64 // where the reader of each stream goes on
 	table [streamCount]stream
 }
 
 // stream is one sequential reader; all fields are byte offsets in the disk or counts.
 type stream struct {
-	next   int64 // where its reader goes on
+	i      int   // in the table
 	last   int64 // where its last read began
 	ahead  int64 // fetched up to here; below next while nothing is
 	window int64
@@ -73,30 +75,32 @@ func (d *Disk) observe(off, n int64, missed bool) {
 // which it is and the range to fetch, empty if there is none.
 func (s *streams) advance(off, n int64, missed bool, size int64, bound func() int64) (x *stream, from, to int64) {
 	s.clock++
-	x, known := s.find(off, n)
-	if !known {
-		*x = stream{next: off + n, last: off, window: windowFirst, used: s.clock}
-		return x, 0, 0
+	if x = s.find(off, n); x == nil {
+		if missed { // what is local needs no stream
+			s.start(off, n)
+		}
+		return nil, 0, 0
 	}
 	x.used = s.clock
-	if off+n > x.next {
-		x.next, x.last = off+n, off
+	next := &s.next[x.i]
+	if off+n > *next {
+		*next, x.last = off+n, off
 		x.hits++
 	} else if off != x.last { // not the same read once more: it only came late
 		return x, 0, 0
 	}
-	if x.hits < streamHits || x.ahead < x.next && !missed {
+	if x.hits < streamHits || x.ahead < *next && !missed {
 		return x, 0, 0
 	}
-	from = max(x.ahead, x.next/aheadAlign*aheadAlign)
-	if from-x.next > x.window/2 {
+	from = max(x.ahead, *next/aheadAlign*aheadAlign)
+	if from-*next > x.window/2 {
 		return x, 0, 0
 	}
 	if x.ahead > 0 {
 		x.window *= 2
 	}
-	x.window = min(x.window, max(bound()/s.active(), windowFirst))
-	to = min((x.next+x.window+aheadAlign-1)/aheadAlign*aheadAlign, size)
+	x.window = min(max(x.window, 2*n), max(bound()/s.active(), windowFirst))
+	to = min((*next+x.window+aheadAlign-1)/aheadAlign*aheadAlign, size)
 	x.ahead = max(x.ahead, to)
 	return x, from, to
 }
@@ -112,33 +116,31 @@ func (s *streams) active() int64 {
 	return max(1, n)
 }
 
-// find returns the stream that a read belongs to, or the one to give up for it.
-func (s *streams) find(off, n int64) (x *stream, known bool) {
+// find returns the stream that a read belongs to, or nil. It is all that most reads pay.
+func (s *streams) find(off, n int64) *stream {
 	slack := min(streamSlack*n, streamSkip)
-	victim := &s.table[0]
-	for i := range s.table {
-		x := &s.table[i]
-		if x.used == 0 {
-			victim = x
-			continue
-		}
-		if off >= x.next && off-x.next <= slack || off < x.next && off+n <= x.next && x.next-off <= slack+n {
-			return x, true
-		}
-		if s.worth(x) < s.worth(victim) {
-			victim = x
+	reach := uint64(2*slack + n)
+	for i, next := range s.next {
+		if uint64(off-next+slack+n) <= reach && s.table[i].used > 0 && (off >= next || off+n <= next) {
+			return &s.table[i]
 		}
 	}
-	return victim, false
+	return nil
 }
 
-// worth orders streams by how sorry one would be: first those that have lasted, then the newest.
-func (s *streams) worth(x *stream) uint64 {
-	w := x.used
-	if x.hits >= streamHits && s.clock-x.used < streamStale {
-		w += s.clock + 1
+// start makes a read a stream of its own, in the place of one that has not lasted, else of any.
+func (s *streams) start(off, n int64) {
+	i := s.hand
+	for range streamCount {
+		x := &s.table[i]
+		if x.used == 0 || x.hits < streamHits || s.clock-x.used >= streamStale {
+			break
+		}
+		i = (i + 1) % streamCount
 	}
-	return w
+	s.hand = (i + 1) % streamCount
+	s.table[i] = stream{i: i, last: off, window: windowFirst, used: s.clock}
+	s.next[i] = off + n
 }
 
 // rest stops a stream that has been read ahead up to to, unless it has moved on.
