@@ -45,6 +45,7 @@ func (p *Pool) Read(ctx context.Context, ps []vdisk.Piece, ready func([]vdisk.Do
 			x := ps[r.I]
 			if r.Err == nil {
 				copy(x.Dst, r.Data[x.Off*block.Size:])
+				p.fetcher.Passed(x.ID, x.Off+len(x.Dst)/block.Size)
 			} else {
 				r.Err = fmt.Errorf("extent %s: %w", x.ID, r.Err)
 			}

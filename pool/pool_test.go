@@ -20,14 +20,16 @@ import (
 
 // rig is a small pool over three stores in memory and a file system that can crash.
 type rig struct {
-	t      *testing.T
+	t      testing.TB
 	fs     *crashtest.FS
 	stores []*backendtest.Faulty
 	opt    func(*Options)
 	pool   *Pool
 }
 
-func newRig(t *testing.T, opt func(*Options)) *rig {
+func newRig(t *testing.T, opt func(*Options)) *rig { return newRigFor(t, opt) }
+
+func newRigFor(t testing.TB, opt func(*Options)) *rig {
 	t.Helper()
 	r := &rig{t: t, opt: opt}
 	for i := range 3 {

@@ -12,11 +12,13 @@ import (
 const (
 	streamCount  = 16        // remembered per disk
 	streamHits   = 2         // reads that continue it, before a stream is believed
+	streamLarge  = 256 << 10 // or one read, from this size on
 	streamSlack  = 4         // a read may skip so many times its length: requests overtake each other
 	streamSkip   = 256 << 10 // and at most so many bytes
 	streamStale  = 4096      // reads of the disk after which a stream may be forgotten
 	streamRecent = 64        // reads of the disk within which a stream is active
 	windowFirst  = 256 << 10 // bytes
+	aheadStep    = 4         // parts of a window that are fetched at a time
 	aheadAlign   = 64 << 10  // readahead begins and ends on grains
 	aheadLookups = 1024      // blocks resolved at a time
 )
@@ -24,8 +26,8 @@ const (
 // streams finds sequential readers of one disk and says how far to read ahead of each:
 //
 //	        next           ahead               a stream is read up to next, and fetched up to ahead.
-//	─────────┼───────────────┼──────────►      Once less than half the window lies between, the next
-//	 read    │◄── window ───►│                 window is fetched; it doubles each time, up to AheadMax.
+//	─────────┼───────────────┼──────────►      Once a quarter of the window is read, as much again
+//	 read    │◄── window ───►│                 is fetched; the window doubles each time, up to AheadMax.
 //
 // Nothing is read ahead while all reads are local; it begins with a miss and ends when all that lies
 // ahead proves to be on the tier. Reads that continue nothing cost one look at the table.
@@ -84,16 +86,18 @@ func (s *streams) advance(off, n int64, missed bool, size int64, bound func() in
 	x.used = s.clock
 	next := &s.next[x.i]
 	if off+n > *next {
+		if off == *next || x.hits >= streamHits { // a gap may be chance
+			x.hits++
+		}
 		*next, x.last = off+n, off
-		x.hits++
 	} else if off != x.last { // not the same read once more: it only came late
 		return x, 0, 0
 	}
-	if x.hits < streamHits || x.ahead < *next && !missed {
+	if x.hits < streamHits && (x.hits == 0 || n < streamLarge) || x.ahead < *next && !missed {
 		return x, 0, 0
 	}
 	from = max(x.ahead, *next/aheadAlign*aheadAlign)
-	if from-*next > x.window/2 {
+	if from-*next > x.window-x.window/aheadStep {
 		return x, 0, 0
 	}
 	if x.ahead > 0 {

@@ -254,9 +254,9 @@ type Stats struct {
 	Evicted      uint64 // entries that left with their slot
 	CRCFailures  uint64 // blocks that were not what was stored
 	ReadErrors   uint64
-	Entries      int    // runs of adjacent blocks in the index
-	Bytes        int64  // of the blocks in the index
-	MemoryBytes  int64  // of the index itself
+	Entries      int   // runs of adjacent blocks in the index
+	Bytes        int64 // of the blocks in the index
+	MemoryBytes  int64 // of the index itself
 }
 
 // Stats counts.

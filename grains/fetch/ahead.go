@@ -10,7 +10,7 @@ const (
 	aheadRoundBytes = 2 << 20  // of one round
 	aheadRoundsMax  = 16       // at a time: with the above, all of AheadMax
 	aheadCopyMax    = 64 << 10 // extents below it are copied out of the buffer they arrived in
-	windowMin       = 1 << 20  // what Window gives at least
+	windowMin       = 4 << 20  // what Window gives at least
 )
 
 // aheadState is the readahead of a Fetcher, guarded by its mu.
@@ -18,7 +18,8 @@ type aheadState struct {
 	used   int64     // bytes queued, under way and landed; at most AheadMax
 	queued []*flight // not yet under way
 	rounds int
-	landed []*flight // the oldest first; those dropped since have ahead unset
+	landed []*flight // arrived, the oldest first; those passed since are to be ignored
+	passed []*flight // arrived and read to the end
 }
 
 // Ahead fetches wants that nobody waits for yet, as far as there is room, and keeps them until they
@@ -53,35 +54,55 @@ func (f *Fetcher) Ahead(wants []Want) int {
 	return len(missing)
 }
 
-// roomLocked drops what landed first until n bytes more fit.
+// roomLocked drops what has been read to its end, then what landed first, until n bytes more fit.
 func (f *Fetcher) roomLocked(n int64) bool {
-	for f.ahead.used+n > f.o.AheadMax {
-		if len(f.ahead.landed) == 0 {
+	a := &f.ahead
+	for a.used+n > f.o.AheadMax {
+		list := &a.passed
+		if len(*list) == 0 {
+			list = &a.landed
+		}
+		if len(*list) == 0 {
 			return false
 		}
-		fl := f.ahead.landed[0]
-		f.ahead.landed = f.ahead.landed[1:]
-		if fl.ahead {
-			if !fl.wanted {
-				f.stats.AheadUnread++
-			}
-			f.dropLandedLocked(fl)
+		fl := (*list)[0]
+		*list = (*list)[1:]
+		if list == &a.landed && fl.passed {
+			continue // it is, or was, in the other list
 		}
+		if !fl.wanted {
+			f.stats.AheadUnread++
+		}
+		fl.ahead = false
+		a.used -= fl.bytes()
+		delete(f.flights, fl.ID)
+		f.landed.Add(-1)
 	}
 	return true
 }
 
-// dropLandedLocked forgets a flight that was read ahead and has arrived; if its round goes on, the
-// memory is free at its end.
-func (f *Fetcher) dropLandedLocked(fl *flight) {
-	fl.ahead = false
-	f.ahead.used -= fl.bytes()
-	delete(f.flights, fl.ID)
-	f.landed.Add(-1)
-	if n := len(f.ahead.landed); n > 64 { // mostly it is the oldest
-		for len(f.ahead.landed) > 0 && !f.ahead.landed[0].ahead {
-			f.ahead.landed = f.ahead.landed[1:]
-		}
+// keepLocked keeps a flight that was read ahead and whose round is over.
+func (f *Fetcher) keepLocked(fl *flight) {
+	a := &f.ahead
+	if fl.passed {
+		a.passed = append(a.passed, fl)
+		return
+	}
+	a.landed = append(a.landed, fl)
+	for len(a.landed) > 0 && a.landed[0].passed {
+		a.landed = a.landed[1:] // so that the list stays as short as what it holds
+	}
+}
+
+// passLocked notes that a flight has been read up to a block. It may be read once more: the one who
+// did may have missed what comes next, and come back for all.
+func (f *Fetcher) passLocked(fl *flight, end int) {
+	if !fl.ahead || fl.passed || end < fl.Blocks {
+		return
+	}
+	fl.passed = true
+	if fl.settled && f.rounds[fl.round] == nil { // else its round will
+		f.keepLocked(fl)
 	}
 }
 
@@ -110,9 +131,10 @@ func (f *Fetcher) pumpAheadLocked() {
 }
 
 // Window is how many bytes a single stream needs under way to have all the bandwidth that was seen:
-// twice the highest rate times the lowest latency, at least 1 MiB, at most half of AheadMax.
+// the highest rate times two latencies, since a new segment's index comes before its data, and as much
+// again for what is late; at least 4 MiB, at most three quarters of AheadMax.
 func (f *Fetcher) Window() int64 {
-	return min(max(2*f.meter.product(), windowMin), f.o.AheadMax/2)
+	return min(max(4*f.meter.product(), windowMin), f.o.AheadMax*3/4)
 }
 
 // meter watches rates and latencies of what arrives.

@@ -3,7 +3,7 @@
 //
 //	Get ─┬─ flight of the extent under way or landed? ── share it
 //	     └─ queue of its segment ─► round: all that waits for the segment, one call of Source
-//	Ahead ─► queue of its own ───► round of up to 2 MiB ─► landed: kept until read to its end
+//	Ahead ─► queue of its own ───► round of up to 2 MiB ─► landed: kept; what has been read to its end goes first
 //	                                   │
 //	                                   ├─► whoever waits, piece by piece as they arrive
 //	                                   └─► the cache
@@ -85,7 +85,7 @@ type Fetcher struct {
 	flights map[block.ExtentID]*flight
 	queues  map[block.SegmentID]*queue
 	waiting []*queue // those with something queued, the longest waiting first
-	rounds  map[*round]struct{}
+	rounds  map[*round]*round
 	used    int64 // of BytesMax
 	ahead   aheadState
 	stats   Stats
@@ -109,6 +109,7 @@ type flight struct {
 	round   *round // nil while it is queued
 	ahead   bool   // counted in aheadState.used
 	wanted  bool   // somebody asked for it, not readahead alone
+	passed  bool   // it was read ahead and has been read to its end
 	settled bool   // data and err are set
 	data    []byte
 	err     error
@@ -151,7 +152,7 @@ func New(o Options) *Fetcher {
 	}
 	return &Fetcher{
 		o: o, flights: make(map[block.ExtentID]*flight), queues: make(map[block.SegmentID]*queue),
-		rounds: make(map[*round]struct{}),
+		rounds: make(map[*round]*round),
 	}
 }
 
@@ -318,12 +319,22 @@ func (f *Fetcher) Landed(id block.ExtentID, off int, dst []byte) bool {
 	}
 	data := fl.data
 	fl.wanted = true
-	if fl.ahead && off+len(dst)/block.Size >= fl.Blocks { // a stream has passed it
-		f.dropLandedLocked(fl)
-	}
+	f.passLocked(fl, off+len(dst)/block.Size)
 	f.mu.Unlock()
 	copy(dst, data[off*block.Size:])
 	return true
+}
+
+// Passed says that a caller of Get has read an extent up to its block end.
+func (f *Fetcher) Passed(id block.ExtentID, end int) {
+	if f.landed.Load() == 0 {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if fl := f.flights[id]; fl != nil {
+		f.passLocked(fl, end)
+	}
 }
 
 // Stats counts.

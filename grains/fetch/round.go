@@ -50,7 +50,7 @@ func (f *Fetcher) startLocked(seg block.SegmentID, batch []*flight, ahead bool) 
 			r.live++
 		}
 	}
-	f.rounds[r] = struct{}{}
+	f.rounds[r] = r
 	f.wg.Go(func() {
 		defer cancel()
 		f.run(ctx, seg, r)
@@ -161,7 +161,7 @@ func (f *Fetcher) finish(seg block.SegmentID, r *round) {
 				f.landed.Add(-1)
 			}
 		case mine:
-			f.ahead.landed = append(f.ahead.landed, fl)
+			f.keepLocked(fl)
 		case fl.ahead: // it failed
 			fl.ahead = false
 			f.ahead.used -= fl.bytes()
