@@ -108,10 +108,10 @@ func stream(d *vdisk.Disk, model []byte, size int) error {
 	return nil
 }
 
-// TestAColdStreamKeepsTheStoreBusy reads 192 MiB over a store with 30 ms per request and 200 MB/s.
+// TestAColdStreamKeepsTheStoreBusy reads 96 MiB over a store with 30 ms per request and 100 MB/s.
 func TestAColdStreamKeepsTheStoreBusy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const size, rate = 192 << 20, 200e6
+		const size, rate = 96 << 20, 100e6
 		w := newWire(30*time.Millisecond, rate)
 		r, d, model := farRig(t, w, size)
 		start := time.Now()
@@ -129,7 +129,7 @@ func TestAColdStreamKeepsTheStoreBusy(t *testing.T) {
 			t.Errorf("%d requests at a time, window %d", w.most.Load(), r.pool.AheadMax())
 		}
 		// Hedges alone may cost bytes twice.
-		if extra := float64(w.bytes.Load())/size - 1; st.Fetched > size/GrainBytes*101/100 || extra > 0.06 || w.reads.Load() > 200 {
+		if extra := float64(w.bytes.Load())/size - 1; st.Fetched > size/GrainBytes*101/100 || extra > 0.06 || w.reads.Load() > 120 {
 			t.Errorf("%.1f %% of the bytes were read twice, %d requests", 100*extra, w.reads.Load())
 		}
 	})

@@ -88,7 +88,7 @@ func TestPiecesCoverWhatWasAsked(t *testing.T) {
 	mark(bad, 9, 1, false)
 	mark(remote, 21, 2, false)
 	mark(bad, 21, 2, false)
-	for step := range 4000 {
+	for step := range 1000 {
 		off := rng.IntN(diskBytes)
 		p := make([]byte, 1+rng.IntN(diskBytes-off))
 		if rng.IntN(2) == 0 {

@@ -19,6 +19,10 @@
 //	shard 1   | slot 3 | slot 4      | 0 0 0 |   zeroes fill every area to the same ShardBytes
 //	shard 2   | parity of the same byte range |
 //
+// A read goes to the one shard that has the extent. If that is slow, has failed or is known to, the same
+// range of k others is rebuilt, whichever comes first (see race); requests made for speed alone are at most
+// 5 % of the reads.
+//
 // Invariants:
 //   - index and cut record are the same bytes in every shard, so any one shard names everything.
 //   - parity covers the extents area alone, byte by byte, so any range of one shard can be rebuilt
