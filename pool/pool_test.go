@@ -23,6 +23,7 @@ type rig struct {
 	t      testing.TB
 	fs     *crashtest.FS
 	stores []*backendtest.Faulty
+	memory []*backendtest.Memory // behind the stores
 	opt    func(*Options)
 	pool   *Pool
 }
@@ -33,7 +34,8 @@ func newRigFor(t testing.TB, opt func(*Options)) *rig {
 	t.Helper()
 	r := &rig{t: t, opt: opt}
 	for i := range 3 {
-		r.stores = append(r.stores, backendtest.NewFaulty(backendtest.NewMemory(fmt.Sprintf("mem%d", i)), uint64(i)))
+		r.memory = append(r.memory, backendtest.NewMemory(fmt.Sprintf("mem%d", i)))
+		r.stores = append(r.stores, backendtest.NewFaulty(r.memory[i], uint64(i)))
 	}
 	r.newHost()
 	r.open(false)

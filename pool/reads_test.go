@@ -3,6 +3,7 @@ package pool
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -233,6 +234,40 @@ func TestAfterARestartAColdReadIsOneRequest(t *testing.T) {
 	read(0)
 	if n := w.reads.Load(); n != 1 {
 		t.Errorf("what was cached before the restart cost %d requests", n-1)
+	}
+}
+
+// TestADamagedExtentFailsAlone damages one place of every shard of a segment beyond repair and reads all.
+func TestADamagedExtentFailsAlone(t *testing.T) {
+	const size = 4 << 20
+	w := newWire(time.Nanosecond, 1e12)
+	r, d, model := farRig(t, w, size)
+	for _, m := range r.memory {
+		for key := range m.Objects() {
+			if strings.HasPrefix(key, "seg/") {
+				m.Damage(key, func(b []byte) []byte { b[4096+3*GrainBytes+99] ^= 1; return b })
+			}
+		}
+	}
+	p := make([]byte, size)
+	good, bad := 0, 0
+	err := d.ReadPieces(context.Background(), p, 0, func(parts []vdisk.Part) {
+		for _, a := range parts {
+			switch {
+			case errors.Is(a.Err, vdisk.ErrDamaged):
+				bad += a.To - a.From
+			case a.Err != nil || !bytes.Equal(p[a.From:a.To], model[a.From:a.To]):
+				t.Errorf("%d to %d: wrong bytes, or %v", a.From, a.To, a.Err)
+			default:
+				good += a.To - a.From
+			}
+		}
+	})
+	if err != nil || bad != 2*GrainBytes || good != size-bad { // one grain of each data shard
+		t.Errorf("%d bytes good, %d damaged, of %d: %v", good, bad, size, err)
+	}
+	if err := d.Read(context.Background(), p, 0); !errors.Is(err, vdisk.ErrDamaged) {
+		t.Errorf("a read of it all: %v", err)
 	}
 }
 

@@ -15,8 +15,8 @@ const (
 	streamLarge  = 256 << 10 // or one read, from this size on
 	streamSlack  = 4         // a read may skip so many times its length: requests overtake each other
 	streamSkip   = 256 << 10 // and at most so many bytes
-	streamStale  = 4096      // reads of the disk after which a stream may be forgotten
-	streamRecent = 64        // reads of the disk within which a stream is active
+	streamStale  = 4096      // the same, after which one may be forgotten
+	streamRecent = 64        // reads that missed or continued a stream, within which one is active
 	windowFirst  = 256 << 10 // bytes
 	aheadStep    = 4         // parts of a window that are fetched at a time
 	aheadAlign   = 64 << 10  // readahead begins and ends on grains
@@ -76,12 +76,16 @@ func (d *Disk) observe(off, n int64, missed bool) {
 // advance moves the stream that a read continues, or makes the read a stream of its own, and returns
 // which it is and the range to fetch, empty if there is none.
 func (s *streams) advance(off, n int64, missed bool, size int64, bound func() int64) (x *stream, from, to int64) {
-	s.clock++
 	if x = s.find(off, n); x == nil {
 		if missed { // what is local needs no stream
+			s.clock++
 			s.start(off, n)
 		}
 		return nil, 0, 0
+	}
+	s.clock++
+	if s.clock-x.used > streamRecent { // one that fell asleep must prove itself again
+		x.hits = 0
 	}
 	x.used = s.clock
 	next := &s.next[x.i]

@@ -123,7 +123,7 @@ func TestRandomReadsCauseNoReadahead(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 0))
-	for _, disk := range []int64{1 << 30, 1 << 40} {
+	for _, disk := range []int64{64 << 20, 1 << 30, 1 << 40} {
 		for _, size := range []int64{4 << 10, 64 << 10} {
 			r := newReads(8 << 20)
 			const count = 50000

@@ -182,6 +182,19 @@ func TestOneFetchHoweverRequestsOverlap(t *testing.T) {
 	})
 }
 
+// TestWhatWasFilledMeanwhileIsNotFetched asks for what came into the cache after the caller looked.
+func TestWhatWasFilledMeanwhileIsNotFetched(t *testing.T) {
+	bubble(t, Options{}, func(t *testing.T, s *fake, x *Fetcher) {
+		s.Fill(want(1, 1).ID, content(want(1, 1)))
+		if err := get(t.Context(), x, want(1, 0), want(1, 1)); err != nil {
+			t.Error(err)
+		}
+		if len(s.calls) != 1 || len(s.calls[0]) != 1 {
+			t.Errorf("fetched %v", s.calls)
+		}
+	})
+}
+
 // TestWhatWaitsGoesTogether blocks all rounds of a segment and then asks for 16 neighbours one by one.
 func TestWhatWaitsGoesTogether(t *testing.T) {
 	bubble(t, Options{RoundsMax: 2}, func(t *testing.T, s *fake, x *Fetcher) {
