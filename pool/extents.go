@@ -4,121 +4,167 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
-
-	"golang.org/x/sync/errgroup"
 
 	"graindisk/backend"
 	"graindisk/block"
+	"graindisk/grains/cache"
+	"graindisk/grains/fetch"
 	"graindisk/grains/segment"
 	"graindisk/vdisk"
 )
 
-// fetchesMax bounds how many segments one read asks at the same time.
-const fetchesMax = 8
-
 // ReadCached implements vdisk.Extents.
 func (p *Pool) ReadCached(id block.ExtentID, off int, dst []byte) bool {
-	return p.cache.Read(id, off, len(dst)/block.Size, dst)
+	return p.fetcher.Landed(id, off, dst) || p.cache.Read(id, off, len(dst)/block.Size, dst)
 }
 
 // Read implements vdisk.Extents. It waits for targets that do not answer, until ctx ends; only
 // damage that no shard can mend is an error.
-func (p *Pool) Read(ctx context.Context, ps []vdisk.Piece) error {
-	if len(ps) == 1 {
-		return p.readPieces(ctx, ps)
+func (p *Pool) Read(ctx context.Context, ps []vdisk.Piece, ready func([]vdisk.Done)) error {
+	defer p.foreground.enter()()
+	wants := make([]fetch.Want, len(ps))
+	for i, x := range ps {
+		wants[i] = fetch.Want{Disk: x.Disk, ID: x.ID, Blocks: x.Orig}
 	}
-	bySegment := map[block.SegmentID][]vdisk.Piece{}
-	for _, x := range ps {
-		bySegment[x.ID.Segment()] = append(bySegment[x.ID.Segment()], x)
-	}
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(fetchesMax)
-	for _, group := range bySegment {
-		g.Go(func() error { return p.readPieces(ctx, group) })
-	}
-	return g.Wait()
-}
-
-// readPieces fills pieces of one segment. Whoever comes first for the first extent fetches all of
-// them, in as few requests as their places allow; the others take what that left on the tier.
-func (p *Pool) readPieces(ctx context.Context, ps []vdisk.Piece) error {
-	first := ps[0]
-	var got map[block.ExtentID][]byte // if it was us
-	data, err := p.cache.Fetch(ctx, first.ID, first.Orig, func(ctx context.Context) (_ block.DiskID, _ []byte, err error) {
-		var disks map[block.ExtentID]block.DiskID
-		if got, disks, err = p.fetchExtents(ctx, ps); err != nil {
-			return 0, nil, err
-		}
-		for id, b := range got {
-			if id != first.ID {
-				p.cache.Fill(disks[id], id, b)
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	if ready == nil {
+		ready = func(done []vdisk.Done) {
+			for _, d := range done {
+				if d.Err != nil {
+					stop(d.Err)
+				}
 			}
 		}
-		return disks[first.ID], got[first.ID], nil
-	})
-	if err != nil {
-		return fmt.Errorf("extent %s: %w", first.ID, err)
 	}
-	copy(first.Dst, data[first.Off*block.Size:])
-	for i, x := range ps[1:] {
-		switch b := got[x.ID]; {
-		case b != nil:
-			copy(x.Dst, b[x.Off*block.Size:])
-		case x.ID == first.ID:
-			copy(x.Dst, data[x.Off*block.Size:])
-		case p.ReadCached(x.ID, x.Off, x.Dst):
-		default:
-			return p.readPieces(ctx, ps[i+1:])
+	done := make([]vdisk.Done, 0, len(ps))
+	err := p.fetcher.Get(ctx, wants, func(rs []fetch.Result) {
+		done = done[:0]
+		for _, r := range rs {
+			x := ps[r.I]
+			if r.Err == nil {
+				copy(x.Dst, r.Data[x.Off*block.Size:])
+				p.fetcher.Passed(x.ID, x.Off+len(x.Dst)/block.Size)
+			} else {
+				r.Err = fmt.Errorf("extent %s: %w", x.ID, r.Err)
+			}
+			done = append(done, vdisk.Done{Piece: r.I, Err: r.Err})
 		}
+		ready(done)
+	})
+	if err == nil && ctx.Err() != nil { // the last one failed
+		err = context.Cause(ctx)
 	}
-	return nil
+	return err
 }
 
-// fetchExtents gets the pieces' whole extents from their segment, and tells the disks that wrote them.
-func (p *Pool) fetchExtents(ctx context.Context, ps []vdisk.Piece) (got map[block.ExtentID][]byte, disks map[block.ExtentID]block.DiskID, err error) {
-	seg := ps[0].ID.Segment()
+// aheadsMax is how many streams may have their readahead resolved at a time.
+const aheadsMax = 4
+
+// Ahead implements vdisk.Extents.
+func (p *Pool) Ahead(resolve func() []vdisk.Piece, done func(fetched int)) bool {
+	if p.aheads.Add(1) > aheadsMax {
+		p.aheads.Add(-1)
+		return false
+	}
+	p.ahead.Go(func() {
+		defer p.aheads.Add(-1)
+		ps := resolve()
+		wants := make([]fetch.Want, len(ps))
+		for i, x := range ps {
+			wants[i] = fetch.Want{Disk: x.Disk, ID: x.ID, Blocks: x.Orig}
+		}
+		done(p.fetcher.Ahead(wants))
+	})
+	return true
+}
+
+// AheadMax implements vdisk.Extents.
+func (p *Pool) AheadMax() int64 { return p.fetcher.Window() }
+
+// fetchExtents reads extents of one segment from the targets; it is the fetcher's Source.
+func (p *Pool) fetchExtents(ctx context.Context, seg block.SegmentID, wants []fetch.Want, got func(int, []byte, error)) {
+	fail := func(err error) {
+		for i := range wants {
+			got(i, nil, err) // those told already stay as they are
+		}
+	}
 	p.mu.Lock()
 	info, ok := p.segments[seg]
 	p.mu.Unlock()
 	if !ok {
-		return nil, nil, fmt.Errorf("segment %d is not in the pool's table: %w", seg, vdisk.ErrDamaged)
+		fail(fmt.Errorf("segment %d is not in the pool's table: %w", seg, vdisk.ErrDamaged))
+		return
 	}
-	orig := map[int]int{}
-	for _, x := range ps {
-		orig[x.ID.Slot()] = x.Orig
+	left := make(map[int]int, len(wants)) // slot → want
+	for i, w := range wants {
+		left[w.ID.Slot()] = i
 	}
-	got = make(map[block.ExtentID][]byte, len(orig))
-	disks = make(map[block.ExtentID]block.DiskID, len(orig))
-	defer p.foreground.enter()()
 	for wait := backoff(0); ; wait = wait.next() {
-		var slots []int
-		for s := range orig {
-			if got[block.NewExtentID(seg, s)] == nil {
-				slots = append(slots, s)
-			}
+		slots := make([]int, 0, len(left))
+		for s := range left {
+			slots = append(slots, s)
 		}
-		slices.Sort(slots)
-		err := p.reader.Extents(ctx, info, slots, func(slot int, data []byte, e segment.Entry) error {
-			if int(e.Blocks) != orig[slot] {
-				return fmt.Errorf("it has %d blocks, the map says %d: %w", e.Blocks, orig[slot], vdisk.ErrDamaged)
+		var passing error // why some are left
+		p.reader.Each(ctx, info, slots, func(slot int, data []byte, e segment.Entry, err error) {
+			i := left[slot]
+			switch {
+			case err == nil && int(e.Blocks) != wants[i].Blocks:
+				err = fmt.Errorf("it has %d blocks, the map says %d: %w", e.Blocks, wants[i].Blocks, vdisk.ErrDamaged)
+			case err == nil, errors.Is(err, segment.ErrNewer):
+			case errors.Is(err, segment.ErrDamaged), errors.Is(err, backend.ErrNotFound):
+				p.o.Log.Error("extent cannot be read", "pool", p.o.Name, "segment", seg, "slot", slot, "err", err)
+				err = fmt.Errorf("%w: %w", vdisk.ErrDamaged, err)
+			default:
+				passing = err
+				return
 			}
-			id := block.NewExtentID(seg, slot)
-			got[id], disks[id] = data, e.Disk
-			return nil
+			delete(left, slot)
+			got(i, data, err)
 		})
-		switch {
-		case err == nil:
-			return got, disks, nil
-		case errors.Is(err, vdisk.ErrDamaged):
-			return nil, nil, err
-		case errors.Is(err, segment.ErrDamaged), errors.Is(err, backend.ErrNotFound):
-			p.o.Log.Error("extents cannot be read", "pool", p.o.Name, "segment", seg, "err", err)
-			return nil, nil, fmt.Errorf("%w: %w", vdisk.ErrDamaged, err)
+		if len(left) == 0 {
+			return
 		}
-		p.o.Log.Warn("targets do not answer, read waits", "pool", p.o.Name, "segment", seg, "err", err)
+		if ctx.Err() == nil {
+			p.o.Log.Warn("targets do not answer, read waits", "pool", p.o.Name, "segment", seg, "err", passing)
+		}
 		if err := wait.sleep(ctx); err != nil {
-			return nil, nil, err
+			fail(err)
+			return
 		}
 	}
+}
+
+// tierExtents is the cache as the fetcher wants it.
+type tierExtents struct{ *cache.Cache }
+
+// tierIndexes keeps the indexes of segments on the tier: a restart must not cost a request for each.
+// It is cached, like an extent, under a slot that no extent can have, padded with zeroes.
+type tierIndexes struct{ p *Pool }
+
+const indexSlot = 0xffff // beyond block.ExtentsMax
+
+func indexBlocks(bytes int) int { return (bytes + block.Size - 1) / block.Size }
+
+// LoadIndex implements segment.IndexStore.
+func (t tierIndexes) LoadIndex(id block.SegmentID, bytes int) []byte {
+	name, n := block.NewExtentID(id, indexSlot), indexBlocks(bytes)
+	if t.p.cache == nil || !t.p.cache.Has(name, n) {
+		return nil
+	}
+	b := make([]byte, n*block.Size)
+	if !t.p.cache.Read(name, 0, n, b) {
+		return nil
+	}
+	return b[:bytes]
+}
+
+// SaveIndex implements segment.IndexStore.
+func (t tierIndexes) SaveIndex(id block.SegmentID, b []byte) {
+	if t.p.cache == nil {
+		return
+	}
+	padded := make([]byte, indexBlocks(len(b))*block.Size)
+	copy(padded, b)
+	t.p.cache.Fill(0, block.NewExtentID(id, indexSlot), padded)
 }

@@ -14,6 +14,7 @@ import (
 	"graindisk/block"
 	"graindisk/grains/cache"
 	"graindisk/grains/extent"
+	"graindisk/grains/fetch"
 	"graindisk/grains/segment"
 	"graindisk/pool/root"
 	"graindisk/tier"
@@ -72,7 +73,9 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 	if p.reg, err = root.Open(ro); err != nil {
 		return nil, err
 	}
-	p.reader = segment.NewReader(segment.ReaderOptions{Targets: p.segmentStore, IndexCacheBytes: o.IndexBytes, Log: o.Log})
+	p.reader = segment.NewReader(segment.ReaderOptions{
+		Targets: p.segmentStore, IndexCacheBytes: o.IndexBytes, Indexes: tierIndexes{p}, Avoid: p.avoided, Log: o.Log,
+	})
 
 	view, err := p.readRoot(ctx, haveLog)
 	if err != nil {
@@ -283,12 +286,18 @@ func (p *Pool) openSpace() error {
 	}
 	space.OnEvict(p.cache.DropSlot)
 	space.OnTake(p.cache.MakeRoom)
+	p.fetcher = fetch.New(fetch.Options{Source: p.fetchExtents, Cache: tierExtents{p.cache}})
 	return nil
 }
 
 // closeTier closes what openTier opened, as far as it came.
 func (p *Pool) closeTier() error {
 	var errs []error
+	p.ahead.Wait()
+	if p.fetcher != nil {
+		p.fetcher.Close()
+	}
+	p.reader.Close()
 	p.closeMaps()
 	if p.cache != nil {
 		p.cache.Close()
@@ -299,7 +308,7 @@ func (p *Pool) closeTier() error {
 	if p.space != nil {
 		errs = append(errs, p.space.Close())
 	}
-	p.cache, p.log, p.space = nil, nil, nil
+	p.fetcher, p.cache, p.log, p.space = nil, nil, nil, nil
 	return errors.Join(errs...)
 }
 

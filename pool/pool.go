@@ -41,6 +41,7 @@ import (
 	"graindisk/block"
 	"graindisk/grains/cache"
 	"graindisk/grains/extent"
+	"graindisk/grains/fetch"
 	"graindisk/grains/segment"
 	"graindisk/internal/vfs"
 	"graindisk/pool/root"
@@ -193,16 +194,19 @@ func (o Options) validate() error {
 
 // Pool is an open pool. All methods are safe for concurrent use.
 type Pool struct {
-	o      Options
-	space  *tier.Space
-	runs   *densetree.Store // of the maps
-	log    *writeback.Log
-	cache  *cache.Cache
-	reader *segment.Reader
-	reg    *root.Register
-	runID  atomic.Uint64        // numbers runs of the dense trees
-	gateFn atomic.Pointer[gate] // the answer to every request, once the pool must not serve any more
-	broken atomic.Pointer[gate] // why no more cuts are made
+	o       Options
+	space   *tier.Space
+	runs    *densetree.Store // of the maps
+	log     *writeback.Log
+	cache   *cache.Cache
+	reader  *segment.Reader
+	fetcher *fetch.Fetcher // of extents that the tier has not got
+	ahead   sync.WaitGroup // readahead being resolved
+	aheads  atomic.Int32   // and how many are
+	reg     *root.Register
+	runID   atomic.Uint64        // numbers runs of the dense trees
+	gateFn  atomic.Pointer[gate] // the answer to every request, once the pool must not serve any more
+	broken  atomic.Pointer[gate] // why no more cuts are made
 
 	// usage counts what the maps have of each segment; see usage.go.
 	usage    *extent.Usage // replaced only while opening

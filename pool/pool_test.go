@@ -20,18 +20,22 @@ import (
 
 // rig is a small pool over three stores in memory and a file system that can crash.
 type rig struct {
-	t      *testing.T
+	t      testing.TB
 	fs     *crashtest.FS
 	stores []*backendtest.Faulty
+	memory []*backendtest.Memory // behind the stores
 	opt    func(*Options)
 	pool   *Pool
 }
 
-func newRig(t *testing.T, opt func(*Options)) *rig {
+func newRig(t *testing.T, opt func(*Options)) *rig { return newRigFor(t, opt) }
+
+func newRigFor(t testing.TB, opt func(*Options)) *rig {
 	t.Helper()
 	r := &rig{t: t, opt: opt}
 	for i := range 3 {
-		r.stores = append(r.stores, backendtest.NewFaulty(backendtest.NewMemory(fmt.Sprintf("mem%d", i)), uint64(i)))
+		r.memory = append(r.memory, backendtest.NewMemory(fmt.Sprintf("mem%d", i)))
+		r.stores = append(r.stores, backendtest.NewFaulty(r.memory[i], uint64(i)))
 	}
 	r.newHost()
 	r.open(false)

@@ -143,6 +143,13 @@ func (p *Pool) placement(payload int64) (k, m uint8, targets []block.TargetID) {
 // avoidedLocked tells whether a target failed a moment ago.
 func (p *Pool) avoidedLocked(t block.TargetID) bool { return time.Now().Before(p.sick[t].until) }
 
+// avoided is avoidedLocked for those who do not hold the lock.
+func (p *Pool) avoided(t block.TargetID) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.avoidedLocked(t)
+}
+
 // rotate turns the list of targets by n, so that parity and small segments spread evenly.
 func rotate(ts []block.TargetID, n int) []block.TargetID {
 	out := make([]block.TargetID, len(ts))

@@ -4,6 +4,7 @@
 //
 //	Write ──► writeback.Log ──(cut published)──► densetree.Tree ──► Extents: tier cache, segments
 //	Read  ◄── 1. log index ◄───────────────────  2. tree      ◄───  3. tier, then target
+//	  └─ sequential? ─► what comes next, in the background ──────────►  3.
 //
 // A reader asks the log index first and the tree second. A publisher changes the tree first and
 // forgets the log's generation second, so a reader between the two finds every block in one or both.
@@ -32,16 +33,32 @@ type Extents interface {
 	// ReadCached fills p, whole blocks, from block off of the extent and reports true, or false
 	// when the bytes are not all on the tier. It never asks a target.
 	ReadCached(id block.ExtentID, off int, p []byte) bool
-	// Read fills the pieces, asking targets, several at a time and neighbours together.
-	Read(ctx context.Context, ps []Piece) error
+	// Read fills the pieces, asking targets, several at a time and neighbours together. All is done in
+	// the caller's goroutine: ready, if not nil, is called first with nothing, once the targets have been
+	// asked, and then with the outcomes that came together, each piece once; then Read fails only if ctx
+	// ended before all were told. Without ready it fails with the first error of a piece.
+	Read(ctx context.Context, ps []Piece, ready func([]Done)) error
+	// Ahead has resolve name extents and fetches what of them is not on the tier, in the background, then
+	// tells done how many that were. It reports false, having done nothing, if too much is going on.
+	Ahead(resolve func() []Piece, done func(fetched int)) bool
+	// AheadMax is how many bytes ahead of its reader one stream is worth going, for now.
+	AheadMax() int64
 }
 
 // Piece is a part of one extent that a reader wants.
 type Piece struct {
+	Disk block.DiskID
 	ID   block.ExtentID
 	Orig int    // blocks of the whole extent
 	Off  int    // first block wanted
 	Dst  []byte // whole blocks
+	at   int    // where Dst begins in what is read, in bytes
+}
+
+// Done is the outcome of one piece.
+type Done struct {
+	Piece int // which
+	Err   error
 }
 
 // Options describe a disk to New.
@@ -63,6 +80,7 @@ type Options struct {
 type Disk struct {
 	o     Options
 	size  atomic.Int64
+	ahead streams
 	locks [lockStripes]sync.RWMutex // see lockSet
 }
 

@@ -38,7 +38,10 @@ func (f *fakeExtents) ReadCached(id block.ExtentID, off int, p []byte) bool {
 	return f.local[id]
 }
 
-func (f *fakeExtents) Read(_ context.Context, ps []Piece) error {
+func (f *fakeExtents) Ahead(func() []Piece, func(int)) bool { return false }
+func (f *fakeExtents) AheadMax() int64                      { return 1 << 20 }
+
+func (f *fakeExtents) Read(_ context.Context, ps []Piece, ready func([]Done)) error {
 	f.mu.Lock()
 	f.reads++
 	hook := f.hook
@@ -47,8 +50,14 @@ func (f *fakeExtents) Read(_ context.Context, ps []Piece) error {
 	if hook != nil {
 		hook()
 	}
-	for _, p := range ps {
+	if ready != nil {
+		ready(nil)
+	}
+	for i, p := range ps {
 		fill(p.Dst, p.ID, p.Off)
+		if ready != nil {
+			ready([]Done{{Piece: i}})
+		}
 	}
 	return nil
 }

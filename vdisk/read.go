@@ -19,13 +19,14 @@ func (d *Disk) TryRead(p []byte, off int64) (bool, error) {
 	}
 	ok := true
 	err := aligned(p, off, func(lba block.LBA, q []byte) error {
-		missing, err := d.readLocal(lba, q, nil)
+		missing, err := d.readLocal(lba, q, nil, nil)
 		ok = len(missing) == 0
 		if d.mendable(err) != nil { // Read will try
 			ok, err = false, nil
 		}
 		return err
 	})
+	d.observe(off, int64(len(p)), !ok)
 	return ok && err == nil, err
 }
 
@@ -35,21 +36,31 @@ func (d *Disk) Read(ctx context.Context, p []byte, off int64) error {
 		return err
 	}
 	return aligned(p, off, func(lba block.LBA, q []byte) error {
-		missing, err := d.readLocal(lba, q, nil)
-		for pe := d.mendable(err); pe != nil; pe = d.mendable(err) { // each time another run
-			if d.o.MendMap(ctx, pe) != nil {
-				break
-			}
-			missing, err = d.readLocal(lba, q, nil)
-		}
+		missing, err := d.readMending(ctx, lba, q, nil)
+		d.observe(off, int64(len(p)), len(missing) > 0)
 		if err != nil || len(missing) == 0 {
 			return err
 		}
-		if err := d.o.Extents.Read(ctx, missing); err != nil {
+		if err := d.o.Extents.Read(ctx, missing, nil); err != nil {
 			return fmt.Errorf("disk %s: %w", d.o.Name, err)
 		}
 		return nil
 	})
+}
+
+// readMending is readLocal that has a damaged map mended on the way.
+func (d *Disk) readMending(ctx context.Context, lba block.LBA, q []byte, holes *[]span) ([]Piece, error) {
+	missing, err := d.readLocal(lba, q, nil, holes)
+	for pe := d.mendable(err); pe != nil; pe = d.mendable(err) { // each time another run
+		if d.o.MendMap(ctx, pe) != nil {
+			break
+		}
+		if holes != nil {
+			*holes = (*holes)[:0]
+		}
+		missing, err = d.readLocal(lba, q, nil, holes)
+	}
+	return missing, err
 }
 
 // mendable is the page of the map that err is about, if it may be had again.
@@ -83,8 +94,9 @@ func aligned(p []byte, off int64, read func(lba block.LBA, q []byte) error) erro
 var foundPool = sync.Pool{New: func() any { return new([]writeback.Found) }}
 
 // readLocal fills q, whole blocks from lba, with all that is local, and returns the pieces that a
-// target must give. have may hold extents that the caller fetched a moment ago.
-func (d *Disk) readLocal(lba block.LBA, q []byte, have map[block.ExtentID][]byte) ([]Piece, error) {
+// target must give. have may hold extents that the caller fetched a moment ago. holes, if not nil, is
+// given what was never stored or was unmapped, in order.
+func (d *Disk) readLocal(lba block.LBA, q []byte, have map[block.ExtentID][]byte, holes *[]span) ([]Piece, error) {
 	n := len(q) / block.Size
 	fp := foundPool.Get().(*[]writeback.Found)
 	defer foundPool.Put(fp)
@@ -102,6 +114,9 @@ func (d *Disk) readLocal(lba block.LBA, q []byte, have map[block.ExtentID][]byte
 	var missing []Piece
 	for i := 0; i < n; {
 		if found[i].State != writeback.None {
+			if found[i].State == writeback.Hole && holes != nil {
+				addSpan(holes, i*block.Size, (i+1)*block.Size)
+			}
 			i++
 			continue
 		}
@@ -109,7 +124,7 @@ func (d *Disk) readLocal(lba block.LBA, q []byte, have map[block.ExtentID][]byte
 		for j < n && found[j].State == writeback.None {
 			j++
 		}
-		if missing, err = d.readMapped(lba+block.LBA(i), q[i*block.Size:j*block.Size], have, missing); err != nil {
+		if missing, err = d.readMapped(lba, q, i, j, have, holes, missing); err != nil {
 			return nil, err
 		}
 		i = j
@@ -117,18 +132,22 @@ func (d *Disk) readLocal(lba block.LBA, q []byte, have map[block.ExtentID][]byte
 	return missing, nil
 }
 
-// readMapped does the same below the log: by the tree alone.
-func (d *Disk) readMapped(lba block.LBA, q []byte, have map[block.ExtentID][]byte, missing []Piece) ([]Piece, error) {
-	err := d.o.Tree.Lookup(lba, uint64(len(q)/block.Size), func(e densetree.Entry) bool {
+// readMapped does the same for blocks [i, j) of q below the log: by the tree alone.
+func (d *Disk) readMapped(lba block.LBA, q []byte, i, j int, have map[block.ExtentID][]byte, holes *[]span, missing []Piece) ([]Piece, error) {
+	err := d.o.Tree.Lookup(lba+block.LBA(i), uint64(j-i), func(e densetree.Entry) bool {
 		at := int(e.LBA-lba) * block.Size
-		dst := q[at : at+int(e.Blocks)*block.Size]
+		end := at + int(e.Blocks)*block.Size
+		dst := q[at:end]
 		switch {
 		case e.Kind != densetree.Data:
 			clear(dst)
+			if holes != nil && e.Kind == densetree.Hole {
+				addSpan(holes, at, end)
+			}
 		case have[e.Extent] != nil:
 			copy(dst, have[e.Extent][int(e.Off)*block.Size:])
 		case !d.o.Extents.ReadCached(e.Extent, int(e.Off), dst):
-			missing = append(missing, Piece{e.Extent, int(e.Orig), int(e.Off), dst})
+			missing = append(missing, Piece{d.o.ID, e.Extent, int(e.Orig), int(e.Off), dst, at})
 		}
 		return true
 	})

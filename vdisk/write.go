@@ -132,7 +132,7 @@ func (d *Disk) writePartial(ctx context.Context, op Op) error {
 		// only if the map still names the same extents; those never change.
 		for _, m := range missing {
 			buf := make([]byte, m.Orig*block.Size)
-			if err := d.o.Extents.Read(ctx, []Piece{{ID: m.ID, Orig: m.Orig, Dst: buf}}); err != nil {
+			if err := d.o.Extents.Read(ctx, []Piece{{Disk: d.o.ID, ID: m.ID, Orig: m.Orig, Dst: buf}}, nil); err != nil {
 				return err
 			}
 			have[m.ID] = buf
@@ -147,7 +147,7 @@ func (d *Disk) tryPartial(ctx context.Context, op Op, locks lockSet, edges []byt
 	defer d.unlock(locks, true)
 	recs := make([]writeback.Record, 0, 3)
 	edge := func(lba block.LBA, buf []byte) ([]Piece, error) {
-		missing, err := d.readLocal(lba, buf, have)
+		missing, err := d.readLocal(lba, buf, have, nil)
 		if err != nil || len(missing) > 0 {
 			return missing, err
 		}

@@ -5,6 +5,7 @@ import (
 	"math/bits"
 	"net"
 	"sync"
+	"sync/atomic"
 )
 
 const (
@@ -15,11 +16,14 @@ const (
 
 var bufPools [bufClasses]sync.Pool
 
-// buf is a pooled piece of memory. Its user appends to b within cap(b).
+// buf is a pooled piece of memory. Its user appends to b within cap(b). A view is a part of another
+// buf's memory, which stays until its owner and all its views are done.
 type buf struct {
 	b      []byte
 	class  int
-	charge int64 // bytes held in the connection's read budget until it is sent
+	charge int64        // bytes held in the connection's read budget until all of it is sent
+	whole  *buf         // of a view: whose memory it is
+	shares atomic.Int32 // views, and the owner while there may be more; 0 if it was never shared
 }
 
 // getBuf returns an empty buffer with room for n bytes, at most 32 MiB + bufSlack.
@@ -32,6 +36,32 @@ func getBuf(n int) *buf {
 		return v.(*buf)
 	}
 	return &buf{b: make([]byte, 0, bufClassMin<<class+bufSlack), class: class}
+}
+
+var viewPool = sync.Pool{New: func() any { return new(buf) }}
+
+// view returns b[from:to] as a buf to send. The owner has set shares to 1 and calls done itself.
+func (b *buf) view(from, to int) *buf {
+	b.shares.Add(1)
+	v := viewPool.Get().(*buf)
+	v.b, v.whole = b.b[from:to], b
+	return v
+}
+
+// done ends the use of b by one who sent or owned it, frees what nobody else uses, and returns the bytes
+// to give back to the read budget.
+func (b *buf) done() int64 {
+	if w := b.whole; w != nil {
+		b.b, b.whole = nil, nil
+		viewPool.Put(b)
+		b = w
+	}
+	if b.shares.Load() > 0 && b.shares.Add(-1) > 0 {
+		return 0
+	}
+	n := b.charge
+	b.free()
+	return n
 }
 
 // free returns b to its pool.

@@ -36,6 +36,7 @@ type conn struct {
 	// Fixed once transmission starts.
 	dev        Device
 	prompter   Prompter // dev, if it is one
+	piecer     Piecer   // the same
 	release    func()
 	export     string
 	structured bool

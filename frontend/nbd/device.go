@@ -49,6 +49,16 @@ type FastZeroer interface{ FastZero() bool }
 // store. What need not wait is applied by the reader itself, which saves a hand-over.
 type Prompter interface{ Prompt(ops []WriteOp) bool }
 
+// Part is a range of a READ whose outcome is known.
+type Part = vdisk.Part
+
+// Piecer is a Device that hands over the parts of a READ as they come, in the caller's goroutine:
+// each call of ready has, in order of place, what came together, and all calls cover p exactly. On an
+// error ready was not called.
+type Piecer interface {
+	ReadPieces(ctx context.Context, p []byte, off int64, ready func([]Part)) error
+}
+
 // Exports is where the server finds its devices.
 type Exports interface {
 	// List returns the names of all exports. If there is exactly one, it is also the default

@@ -27,7 +27,7 @@
 // One connection:
 //
 //	socket ─► reader ─┬─ cached READ ────────────────► replies ─► outbox ─► socket
-//	                  ├─ other READ ► a goroutine ───────────────►   ▲
+//	                  ├─ other READ ► a goroutine ─ part by part ►   ▲
 //	                  ├─ WRITE, TRIM, ZEROES ► batch ► lane ─────────┤
 //	                  └─ FLUSH ► flusher (one at a time) ────────────┘
 //
@@ -39,6 +39,10 @@
 // nothing else under way, are applied by the reader itself. Lanes, slow reads and the flusher run in goroutines of their own, so
 // a write that waits for room or a read that waits for a store delays no cached read; operations
 // without data have a lane to themselves, since unmapping must pass when writes may not.
+//
+// With structured replies and without DF, a READ that must wait is answered in chunks as its parts come:
+// what is local at once, neighbours that came together in one chunk, OFFSET_HOLE for holes of 64 KiB and
+// more, ERROR_OFFSET for a part that failed, DONE on the last.
 //
 // Invariants:
 //   - Every buffer is counted in a budget of its connection until its reply is on the socket or

@@ -53,10 +53,9 @@ func (o *outbox) send(bufs ...*buf) {
 			}
 		}
 		for i, b := range now {
-			if b.charge > 0 {
-				o.reads.release(b.charge)
+			if n := b.done(); n > 0 {
+				o.reads.release(n)
 			}
-			b.free()
 			now[i] = nil
 		}
 		spare = now
@@ -105,10 +104,14 @@ func putSimple(p []byte, cookie uint64, code proto.Errno) {
 	binary.BigEndian.PutUint64(p[8:], cookie)
 }
 
-// putChunk encodes the header of a structured reply's only chunk, n bytes of payload to follow.
+// putChunk encodes the header of a structured reply's last or only chunk, n bytes of payload to follow.
 func putChunk(p []byte, typ uint16, cookie uint64, n int) {
+	putChunkFlags(p, proto.ReplyFlagDone, typ, cookie, n)
+}
+
+func putChunkFlags(p []byte, flags, typ uint16, cookie uint64, n int) {
 	binary.BigEndian.PutUint32(p, proto.MagicStructuredReply)
-	binary.BigEndian.PutUint16(p[4:], proto.ReplyFlagDone)
+	binary.BigEndian.PutUint16(p[4:], flags)
 	binary.BigEndian.PutUint16(p[6:], typ)
 	binary.BigEndian.PutUint64(p[8:], cookie)
 	binary.BigEndian.PutUint32(p[16:], uint32(n))

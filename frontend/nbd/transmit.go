@@ -164,7 +164,11 @@ func (c *conn) read(q request) error {
 	if err := c.acquire(&c.slow, 1); err != nil {
 		return err
 	}
-	c.wg.Go(func() { c.slowRead(q, b) })
+	slow := c.slowRead
+	if c.piecer != nil && c.structured && q.flags&proto.CmdFlagDF == 0 {
+		slow = c.slowPieces
+	}
+	c.wg.Go(func() { slow(q, b) })
 	return nil
 }
 

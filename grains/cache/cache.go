@@ -134,15 +134,14 @@ type Cache struct {
 	shares     shares
 	ram        *ram           // nil: none
 	loading    sync.WaitGroup // of Load
-	work       sync.WaitGroup // all else in the background but the flights; what starts there may start more
+	work       sync.WaitGroup // all else in the background; what starts there may start more
 	closing    atomic.Bool
-	flights    flights
 	counters   counters
 }
 
 type counters struct {
-	hits, misses, fills, fillsSkipped, evicted, crcFailures, readErrors, fetches, shared atomic.Uint64
-	ramHits, moved, filledBytes, movedBytes                                              atomic.Uint64
+	hits, misses, fills, fillsSkipped, evicted, crcFailures, readErrors atomic.Uint64
+	ramHits, moved, filledBytes, movedBytes                             atomic.Uint64
 }
 
 // New makes an empty cache over the slots of s.
@@ -178,7 +177,6 @@ func New(s space, o Options) (*Cache, error) {
 	}
 	c.ghost.init(blocks)
 	c.shares.init(o.Now)
-	c.flights.init()
 	return c, nil
 }
 
@@ -294,6 +292,10 @@ func (c *Cache) readRun(id block.ExtentID, r run, p []byte) bool {
 	return true
 }
 
+// Has reports whether all blocks of an extent are in the index; whether they are good, only Read finds
+// out.
+func (c *Cache) Has(id block.ExtentID, blocks int) bool { return c.has(id, blocks) }
+
 // has reports whether all blocks of an extent are in the index.
 func (c *Cache) has(id block.ExtentID, blocks int) bool {
 	var buf [16]run
@@ -324,11 +326,10 @@ func (c *Cache) DropSlot(slot int) {
 	c.slots[slot].Store(nil)
 }
 
-// Close ends filling, evicting and the fetches under way, waits for them, and saves the index. No other
-// method may be under way or be called later, except Fetch, which fails with ErrClosed.
+// Close ends filling and evicting, waits for them, and saves the index. No other method may be under way
+// or be called later.
 func (c *Cache) Close() {
 	c.closing.Store(true)
-	c.flights.close()
 	c.evictor.close()
 	c.small.close()
 	c.main.close()
@@ -356,12 +357,10 @@ type Stats struct {
 	Evicted      uint64 // entries that left with their slot
 	CRCFailures  uint64 // blocks that were not what was stored
 	ReadErrors   uint64
-	Fetches      uint64 // calls of get
-	Shared       uint64 // calls of Fetch that shared another's get
-	Entries      int    // runs of adjacent blocks in the index
-	Bytes        int64  // of the blocks in the index
-	MemoryBytes  int64  // of the index itself, the ghost included
-	RAMBytes     int64  // of the RAM cache, everything counted
+	Entries      int   // runs of adjacent blocks in the index
+	Bytes        int64 // of the blocks in the index
+	MemoryBytes  int64 // of the index itself, the ghost included
+	RAMBytes     int64 // of the RAM cache, everything counted
 }
 
 // Stats counts.
@@ -370,8 +369,8 @@ func (c *Cache) Stats() Stats {
 	s := Stats{
 		Hits: n.hits.Load(), Misses: n.misses.Load(), Fills: n.fills.Load(), FillsSkipped: n.fillsSkipped.Load(),
 		Evicted: n.evicted.Load(), CRCFailures: n.crcFailures.Load(), ReadErrors: n.readErrors.Load(),
-		Fetches: n.fetches.Load(), Shared: n.shared.Load(), RAMHits: n.ramHits.Load(),
-		Moved: n.moved.Load(), FilledBytes: n.filledBytes.Load(), MovedBytes: n.movedBytes.Load(),
+		RAMHits: n.ramHits.Load(),
+		Moved:   n.moved.Load(), FilledBytes: n.filledBytes.Load(), MovedBytes: n.movedBytes.Load(),
 		MemoryBytes: 4 * int64(len(c.ghost.cells)+len(c.recent.cells)),
 	}
 	for i := range c.shards {

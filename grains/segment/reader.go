@@ -34,19 +34,42 @@ type ReaderOptions struct {
 	// index used last is always kept.
 	IndexCacheBytes int64
 	Log             *slog.Logger // default: discards
+	// Indexes keeps encoded indexes where a restart finds them; nil = nowhere.
+	Indexes IndexStore
+	// Avoid tells of a target that failed others lately: it is not waited for until a read of it
+	// succeeds. It must not block. Default: none.
+	Avoid func(block.TargetID) bool
 	// OnDegraded is told of every shard that could not be read, or whose bytes failed their checksum.
 	// It is called from the reading goroutine and must not block.
 	OnDegraded func(seg block.SegmentID, shard int, err error)
 }
 
-// Reader reads extents. It is safe for concurrent use and starts no goroutine that outlives a call.
+// IndexStore keeps encoded indexes nearer than the targets. What it returns is checked. Safe for
+// concurrent use.
+type IndexStore interface {
+	LoadIndex(id block.SegmentID, bytes int) []byte // nil if it has none
+	SaveIndex(id block.SegmentID, b []byte)         // may forget it; b is not kept
+}
+
+// Reader reads extents. It is safe for concurrent use. Requests that lost a race go on for a moment
+// after the call that made them; Close waits for them.
 type Reader struct {
-	o ReaderOptions
+	o       ReaderOptions
+	targets targetTable
+	hedges  hedgeBudget
+	wg      sync.WaitGroup // requests under way
+	counts  readCounts
 
 	mu         sync.Mutex
-	indexes    *simplelru.LRU[block.SegmentID, *Index]
+	indexes    *simplelru.LRU[block.SegmentID, *heldIndex]
 	indexBytes int64
 	loading    map[block.SegmentID]*indexLoad
+}
+
+// heldIndex is an index in memory.
+type heldIndex struct {
+	*Index
+	saved bool // handed to the IndexStore
 }
 
 // indexLoad is one fetch of an index that others wait for.
@@ -68,35 +91,46 @@ func NewReader(o ReaderOptions) *Reader {
 	if o.OnDegraded == nil {
 		o.OnDegraded = func(block.SegmentID, int, error) {}
 	}
+	if o.Avoid == nil {
+		o.Avoid = func(block.TargetID) bool { return false }
+	}
 	r := &Reader{o: o, loading: make(map[block.SegmentID]*indexLoad)}
 	// The error is for sizes below 1; bytes are counted here.
-	r.indexes, _ = simplelru.NewLRU(math.MaxInt, func(_ block.SegmentID, x *Index) { r.indexBytes -= x.memBytes() })
+	r.indexes, _ = simplelru.NewLRU(math.MaxInt, func(_ block.SegmentID, x *heldIndex) { r.indexBytes -= x.memBytes() })
 	return r
 }
+
+// Close waits for requests that nobody waits for any more. No read may be under way or follow.
+func (r *Reader) Close() { r.wg.Wait() }
 
 // Remember puts the index of a segment just written into the cache. x is read-only from now on.
 func (r *Reader) Remember(info Info, x *Index) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.rememberLocked(info.ID, x)
+	r.rememberLocked(info.ID, x, r.o.Indexes == nil)
 }
 
-func (r *Reader) rememberLocked(id block.SegmentID, x *Index) {
+func (r *Reader) rememberLocked(id block.SegmentID, x *Index, saved bool) {
 	r.indexes.Remove(id)
-	r.indexes.Add(id, x)
+	r.indexes.Add(id, &heldIndex{x, saved})
 	for r.indexBytes += x.memBytes(); r.indexBytes > r.o.IndexCacheBytes && r.indexes.Len() > 1; {
 		r.indexes.RemoveOldest()
 	}
 }
 
-// Index returns the index of a segment, from the cache or with one ranged read; concurrent callers
-// share one fetch. If all shards say that they do not exist the error matches backend.ErrNotFound.
+// Index returns the index of a segment, from memory, from the IndexStore or with one ranged read;
+// concurrent callers share one fetch, and the first use leaves it in the IndexStore. If all shards say that they do not exist the error matches backend.ErrNotFound.
 func (r *Reader) Index(ctx context.Context, info Info) (*Index, error) {
 	for {
 		r.mu.Lock()
 		if x, ok := r.indexes.Get(info.ID); ok && x.describes(info) == nil {
+			save := !x.saved
+			x.saved = true
 			r.mu.Unlock()
-			return x, nil
+			if save {
+				r.o.Indexes.SaveIndex(info.ID, x.Append(nil))
+			}
+			return x.Index, nil
 		}
 		load, follow := r.loading[info.ID]
 		if !follow {
@@ -129,7 +163,7 @@ func (r *Reader) lead(ctx context.Context, info Info, load *indexLoad) (*Index, 
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		if load.err == nil {
-			r.rememberLocked(info.ID, load.x)
+			r.rememberLocked(info.ID, load.x, true)
 		}
 		delete(r.loading, info.ID)
 		close(load.done)
@@ -137,31 +171,6 @@ func (r *Reader) lead(ctx context.Context, info Info, load *indexLoad) (*Index, 
 	load.x, load.err = r.fetchIndex(ctx, info)
 	load.gaveUp = load.err != nil && ctx.Err() != nil
 	return load.x, load.err
-}
-
-// fetchIndex reads the index from one shard after the other, starting at a different one for each
-// segment, so that the load spreads.
-func (r *Reader) fetchIndex(ctx context.Context, info Info) (*Index, error) {
-	if err := info.validate(); err != nil {
-		return nil, fmt.Errorf("read index: %w: %w", err, ErrDamaged)
-	}
-	b := make([]byte, info.IndexBytes)
-	var errs []error
-	for n := range info.Shards() {
-		shard := int((uint64(info.ID) + uint64(n)) % uint64(info.Shards()))
-		err := readShard(ctx, r.o.Targets, info, shard, b, info.indexOffset())
-		var x *Index
-		if err == nil {
-			if x, err = r.decodeIndex(b, info); err == nil {
-				return x, nil
-			}
-		}
-		if errs = append(errs, err); ctx.Err() != nil {
-			break
-		}
-		r.degraded(info, shard, err)
-	}
-	return nil, fmt.Errorf("read index of segment %d: %w", info.ID, verdict(ctx, errs))
 }
 
 func (r *Reader) decodeIndex(b []byte, info Info) (*Index, error) {
@@ -193,51 +202,60 @@ func (r *Reader) Extent(ctx context.Context, info Info, slot int) (data []byte, 
 // read does not stop the others: the error joins what failed, as for Extent, and exactly the slots fn
 // was not called for are missing. An error of fn stops everything and is returned alone.
 func (r *Reader) Extents(ctx context.Context, info Info, slots []int, fn func(slot int, data []byte, e Entry) error) error {
-	x, err := r.Index(ctx, info)
-	if err != nil {
-		return err
-	}
-	runs, err := plan(x, slots)
-	if err != nil {
-		return err
-	}
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	var mu sync.Mutex // serialises fn and guards failed
 	var failed []error
-	deliver := func(slot int, stored []byte) {
-		data, err := x.unpack(slot, stored)
-		mu.Lock()
-		defer mu.Unlock()
-		if err != nil {
-			failed = append(failed, err)
-		} else if ctx.Err() == nil {
-			if err := fn(slot, data, x.Entries[slot]); err != nil {
+	r.Each(ctx, info, slots, func(slot int, data []byte, e Entry, err error) {
+		switch {
+		case ctx.Err() != nil:
+		case err == nil:
+			if err := fn(slot, data, e); err != nil {
 				stop(err)
 			}
-		}
-	}
-	one := func(run run) {
-		if err := r.readRun(ctx, x, info, run, deliver); err != nil {
-			mu.Lock()
-			defer mu.Unlock()
+		case len(failed) == 0 || failed[len(failed)-1] != err: // several slots may share one failure
 			failed = append(failed, err)
 		}
-	}
-	if len(runs) == 1 {
-		one(runs[0])
-	} else {
-		var g errgroup.Group
-		g.SetLimit(getsMax)
-		for _, run := range runs {
-			g.Go(func() error { one(run); return nil })
-		}
-		_ = g.Wait() // the functions above return nil
-	}
+	})
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
 	return errors.Join(failed...)
+}
+
+// Each is Extents with an outcome for every slot: fn is called once for each, with its data or with
+// the error that befell it. A slot named twice is told twice. When ctx ends, what is missing fails
+// with its cause.
+func (r *Reader) Each(ctx context.Context, info Info, slots []int, fn func(slot int, data []byte, e Entry, err error)) {
+	x, err := r.Index(ctx, info)
+	var runs []run
+	if err == nil {
+		runs, err = plan(x, slots)
+	}
+	if err != nil {
+		for _, s := range slots {
+			fn(s, nil, Entry{}, err)
+		}
+		return
+	}
+	var mu sync.Mutex // serialises fn
+	deliver := func(slot int, data []byte, err error) {
+		if err == nil {
+			data, err = x.unpack(slot, data)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		fn(slot, data, x.Entries[slot], err)
+	}
+	if len(runs) == 1 {
+		r.readRun(ctx, x, info, runs[0], deliver)
+		return
+	}
+	var g errgroup.Group
+	g.SetLimit(getsMax)
+	for _, run := range runs {
+		g.Go(func() error { r.readRun(ctx, x, info, run, deliver); return nil })
+	}
+	_ = g.Wait() // the functions above return nil
 }
 
 // run is a byte range of one shard's area and the slots to take from it.
@@ -290,59 +308,50 @@ func (n run) of(x *Index, slot int, buf []byte) []byte {
 	return buf[at : at+e.Stored : at+e.Stored]
 }
 
-// readRun reads one run and delivers its slots; what the shard does not give intact is rebuilt.
-func (r *Reader) readRun(ctx context.Context, x *Index, info Info, n run, deliver func(int, []byte)) error {
-	buf := make([]byte, n.n)
-	err := readShard(ctx, r.o.Targets, info, n.shard, buf, HeaderBytes+int64(n.off))
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
+// readRun reads one run and delivers the outcome of each of its slots; what the shard does not give
+// intact, or not in time, is rebuilt.
+func (r *Reader) readRun(ctx context.Context, x *Index, info Info, n run, deliver func(int, []byte, error)) {
+	buf, rebuilt, err := r.readRange(ctx, info, n.shard, int64(n.off), int(n.n), func(p []byte) bool {
+		return !slices.ContainsFunc(n.slots, func(s int) bool { return !x.Verify(s, n.of(x, s, p)) })
+	})
 	if err != nil {
-		r.degraded(info, n.shard, err)
-		buf, err = r.rebuildRange(ctx, info, n.shard, err, int64(n.off), int(n.n), func(p []byte) bool {
-			return !slices.ContainsFunc(n.slots, func(s int) bool { return !x.Verify(s, n.of(x, s, p)) })
-		})
-		if err == nil {
-			for _, s := range n.slots {
-				deliver(s, n.of(x, s, buf))
-			}
-			return nil
+		if ctx.Err() == nil && len(n.slots) > 1 && errors.Is(err, ErrDamaged) {
+			r.rebuildSlots(ctx, x, info, n.slots, err, deliver) // damage may differ from slot to slot
+			return
 		}
-		if len(n.slots) == 1 || !errors.Is(err, ErrDamaged) {
-			return fmt.Errorf("segment %d slots %v: %w", info.ID, n.slots, err)
+		err = fmt.Errorf("segment %d slots %v: %w", info.ID, n.slots, err)
+		for _, s := range n.slots {
+			deliver(s, nil, err)
 		}
-		return r.rebuildSlots(ctx, x, info, n.slots, err, deliver) // damage may differ from slot to slot
+		return
 	}
 	var bad []int
 	for _, s := range n.slots {
-		if p := n.of(x, s, buf); x.Verify(s, p) {
-			deliver(s, p)
+		if p := n.of(x, s, buf); rebuilt || x.Verify(s, p) {
+			deliver(s, p, nil)
 		} else {
 			bad = append(bad, s)
 		}
 	}
 	if len(bad) == 0 {
-		return nil
+		return
 	}
 	err = fmt.Errorf("segment %d shard %d slots %v: checksum: %w", info.ID, n.shard, bad, ErrDamaged)
 	r.o.Log.Warn("shard is damaged", "segment", uint64(info.ID), "shard", n.shard, "target", info.Targets[n.shard], "slots", bad)
 	r.degraded(info, n.shard, err)
-	return r.rebuildSlots(ctx, x, info, bad, err, deliver)
+	r.rebuildSlots(ctx, x, info, bad, err, deliver)
 }
 
 // rebuildSlots rebuilds each slot by itself; why is what happened to the shard they lie in.
-func (r *Reader) rebuildSlots(ctx context.Context, x *Index, info Info, slots []int, why error, deliver func(int, []byte)) error {
-	var failed []error
+func (r *Reader) rebuildSlots(ctx context.Context, x *Index, info Info, slots []int, why error, deliver func(int, []byte, error)) {
 	for _, s := range slots {
 		e := x.Entries[s]
 		p, err := r.rebuildRange(ctx, info, int(e.Shard), why, int64(e.Offset), int(e.Stored), func(p []byte) bool { return x.Verify(s, p) })
 		if err != nil {
-			failed = append(failed, fmt.Errorf("segment %d slot %d: %w", info.ID, s, err))
-			continue
+			err = fmt.Errorf("segment %d slot %d: %w", info.ID, s, err)
 		}
-		deliver(s, p)
+		deliver(s, p, err)
 	}
-	return errors.Join(failed...)
 }
 
 // degraded reports a shard that could not serve. A shard known not to be stored is no news.

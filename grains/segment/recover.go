@@ -1,14 +1,16 @@
 package segment
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math/bits"
-	"sync"
+	"slices"
+	"time"
 )
 
 // rebuildRange gives n bytes at off of the area of one shard that cannot be trusted, from the same
-// range of k others, read side by side. ok checks the result. If k others give bytes that are not ok,
+// range of k others, read side by side; one that fails or does not answer for long is replaced. ok checks the result. If k others give bytes that are not ok,
 // the rest is read too and every choice of k is tried: k good ones among them are always found. why
 // is what was wrong with the shard itself.
 func (r *Reader) rebuildRange(ctx context.Context, info Info, shard int, why error, off int64, n int, ok func([]byte) bool) ([]byte, error) {
@@ -18,10 +20,11 @@ func (r *Reader) rebuildRange(ctx context.Context, info Info, shard int, why err
 			g.rest = append(g.rest, s)
 		}
 	}
+	slices.SortStableFunc(g.rest, func(a, b int) int { // the sick last
+		return cmp.Compare(r.sickness(info.Targets[a]), r.sickness(info.Targets[b]))
+	})
 	k := int(info.K)
-	for g.have < k && len(g.rest) > 0 && ctx.Err() == nil {
-		g.fetch(ctx, k-g.have)
-	}
+	g.fetch(ctx, k, true)
 	if g.have < k || ctx.Err() != nil {
 		return nil, fmt.Errorf("rebuild shard %d: %d of %d others answered: %w", shard, g.have, k, verdict(ctx, g.errs))
 	}
@@ -29,7 +32,7 @@ func (r *Reader) rebuildRange(ctx context.Context, info Info, shard int, why err
 	if err != nil || ok(p) {
 		return p, err
 	}
-	if g.fetch(ctx, len(g.rest)); g.have > k {
+	if g.fetch(ctx, g.have+len(g.rest), false); g.have > k {
 		got := g.got()
 		// Every k-subset of got, as masks of k bits in ascending order (Gosper's step).
 		for set := uint32(1)<<k - 1; set < 1<<len(got) && ctx.Err() == nil; set = nextSubset(set) {
@@ -55,30 +58,61 @@ type gather struct {
 	errs   []error
 }
 
-// fetch asks the next count shards at once and waits for all.
-func (g *gather) fetch(ctx context.Context, count int) {
-	count = min(count, len(g.rest))
-	batch := g.rest[:count]
-	g.rest = g.rest[count:]
-	errs := make([]error, count)
-	var wg sync.WaitGroup
-	for i, s := range batch {
-		wg.Go(func() {
+// fetch asks shards until want pieces are at hand or there are none left to ask. Each that fails, or
+// keeps all waiting for stallTime, makes it ask one more. Only if patient it waits for the last ones.
+func (g *gather) fetch(ctx context.Context, want int, patient bool) {
+	type answer struct {
+		shard int
+		p     []byte
+		err   error
+	}
+	answers := make(chan answer, len(g.rest)) // nobody is kept from ending
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	out := map[int]bool{} // shards asked that have not answered
+	ask := func() {
+		if len(g.rest) == 0 {
+			return
+		}
+		s := g.rest[0]
+		g.rest = g.rest[1:]
+		out[s] = true
+		g.r.wg.Go(func() {
 			p := make([]byte, g.n)
-			if errs[i] = readShard(ctx, g.r.o.Targets, g.info, s, p, HeaderBytes+g.off); errs[i] == nil {
-				g.pieces[s] = p
-			}
+			err := g.r.readShard(ctx, g.info, s, p, HeaderBytes+g.off)
+			answers <- answer{s, p, err}
 		})
 	}
-	wg.Wait()
-	for i, err := range errs {
-		if err == nil {
-			g.have++
-			continue
-		}
-		g.errs = append(g.errs, err)
-		if ctx.Err() == nil {
-			g.r.degraded(g.info, batch[i], err)
+	for range want - g.have {
+		ask()
+	}
+	stall := time.NewTimer(stallTime)
+	defer stall.Stop()
+	for len(out) > 0 && g.have < want {
+		select {
+		case a := <-answers:
+			delete(out, a.shard)
+			if a.err == nil {
+				g.pieces[a.shard] = a.p
+				g.have++
+				continue
+			}
+			if g.errs = append(g.errs, a.err); ctx.Err() == nil {
+				g.r.degraded(g.info, a.shard, a.err)
+			}
+			ask()
+		case <-stall.C:
+			for s := range out {
+				g.r.targets.of(g.info.Targets[s]).stalled()
+			}
+			if len(g.rest) == 0 && !patient {
+				g.errs = append(g.errs, errLate)
+				return
+			}
+			ask()
+			stall.Reset(stallTime)
+		case <-ctx.Done():
+			return
 		}
 	}
 }

@@ -42,6 +42,7 @@ var layers = []struct {
 	{"grains/segment", []string{"block", "backend"}},
 	{"grains/extent", []string{"block", "internal/vfs"}},
 	{"grains/cache", []string{"block", "internal/vfs", "tier"}},
+	{"grains/fetch", []string{"block"}},
 	{"grains/cleaner", []string{"block", "backend", "grains/segment", "grains/extent", "grains/cache"}},
 	{"grains/dedup", []string{"block", "internal/vfs", "backend", "grains/segment", "grains/extent"}},
 

@@ -127,27 +127,45 @@ func (c *Client) Size() int64 { return c.info.Size }
 
 // ReadAt fills p from off, at most 32 MiB.
 func (c *Client) ReadAt(ctx context.Context, p []byte, off int64) error {
-	return c.do(ctx, proto.CmdRead, 0, off, len(p), p)
+	return c.do(ctx, proto.CmdRead, 0, off, len(p), p, nil)
+}
+
+// Chunk is a part of a READ as the server sent it.
+type Chunk struct {
+	From, To int         // bytes of the READ; of an error only From is known and To equals it
+	Hole     bool        // zeroes that the server does not store
+	Err      proto.Errno // 0 = these bytes have arrived
+}
+
+// ReadChunks is ReadAt that calls got for every chunk as it arrives, in any order; with simple replies or
+// df (do not fragment) there is one. got is called by the connection's receiver, which it holds up.
+// After an error the chunks told of before are good nevertheless.
+func (c *Client) ReadChunks(ctx context.Context, p []byte, off int64, df bool, got func(Chunk)) error {
+	var flags uint16
+	if df && c.info.Structured {
+		flags = proto.CmdFlagDF
+	}
+	return c.do(ctx, proto.CmdRead, flags, off, len(p), p, got)
 }
 
 // WriteAt writes p, at most 32 MiB, at off; with fua it returns once p is on stable storage.
 func (c *Client) WriteAt(ctx context.Context, p []byte, off int64, fua bool) error {
-	return c.do(ctx, proto.CmdWrite, fuaFlag(fua), off, len(p), p)
+	return c.do(ctx, proto.CmdWrite, fuaFlag(fua), off, len(p), p, nil)
 }
 
 // Flush returns when all writes that were complete before it are on stable storage.
 func (c *Client) Flush(ctx context.Context) error {
-	return c.do(ctx, proto.CmdFlush, 0, 0, 0, nil)
+	return c.do(ctx, proto.CmdFlush, 0, 0, 0, nil, nil)
 }
 
 // Trim tells the server that n bytes, less than 4 GiB, are of no use any more.
 func (c *Client) Trim(ctx context.Context, off, n int64, fua bool) error {
-	return c.do(ctx, proto.CmdTrim, fuaFlag(fua), off, int(n), nil)
+	return c.do(ctx, proto.CmdTrim, fuaFlag(fua), off, int(n), nil, nil)
 }
 
 // WriteZeroes makes n bytes, less than 4 GiB, read as zeroes. flags are proto.CmdFlag... bits.
 func (c *Client) WriteZeroes(ctx context.Context, off, n int64, flags uint16) error {
-	return c.do(ctx, proto.CmdWriteZeroes, flags, off, int(n), nil)
+	return c.do(ctx, proto.CmdWriteZeroes, flags, off, int(n), nil, nil)
 }
 
 func fuaFlag(fua bool) uint16 {
@@ -184,16 +202,23 @@ type call struct {
 	off  int64
 	got  int // bytes of READ data received
 	err  error
+	told func(Chunk) // nil = nobody wants to know
 	done chan struct{}
+}
+
+func (k *call) tell(a Chunk) {
+	if k.told != nil && k.cmd == proto.CmdRead {
+		k.told(a)
+	}
 }
 
 // do sends one request and waits for its reply; p is the payload of a WRITE or the place for
 // that of a READ.
-func (c *Client) do(ctx context.Context, cmd proto.Cmd, flags uint16, off int64, n int, p []byte) error {
+func (c *Client) do(ctx context.Context, cmd proto.Cmd, flags uint16, off int64, n int, p []byte, told func(Chunk)) error {
 	if n < 0 || int64(n) > 1<<32-1 || off < 0 {
 		return fmt.Errorf("nbd client: %s of %d bytes at %d: %w", cmd, n, off, proto.EINVAL)
 	}
-	k := &call{cmd: cmd, p: p, off: off, done: make(chan struct{})}
+	k := &call{cmd: cmd, p: p, off: off, told: told, done: make(chan struct{})}
 	cookie, err := c.register(k)
 	if err != nil {
 		return err
@@ -313,6 +338,7 @@ func (c *Client) receiveOne(r *bufio.Reader) error {
 				return cut(err)
 			}
 			k.got = len(k.p)
+			k.tell(Chunk{To: len(k.p)})
 		}
 	case proto.MagicStructuredReply:
 		if _, err := io.ReadFull(r, h[proto.SimpleReplyLen:]); err != nil {
@@ -365,16 +391,30 @@ func (k *call) chunk(r *bufio.Reader, typ uint16, n uint32) error {
 		k.got += int(size)
 		if typ == proto.ReplyTypeOffsetHole {
 			clear(k.p[at : at+size])
-			return nil
+		} else if _, err := io.ReadFull(r, k.p[at:at+size]); err != nil {
+			return cut(err)
 		}
-		_, err := io.ReadFull(r, k.p[at:at+size])
-		return cut(err)
+		k.tell(Chunk{From: int(at), To: int(at + size), Hole: typ == proto.ReplyTypeOffsetHole})
+		return nil
 	case typ&proto.ReplyTypeErr != 0 && n >= 6 && n <= errorTextMax:
 		p := make([]byte, n)
 		if _, err := io.ReadFull(r, p); err != nil {
 			return cut(err)
 		}
-		k.err = proto.Errno(binary.BigEndian.Uint32(p))
+		code, at := proto.Errno(binary.BigEndian.Uint32(p)), int64(0)
+		if text := int(binary.BigEndian.Uint16(p[4:])); typ == proto.ReplyTypeErrorOffset {
+			if len(p) != 6+text+8 {
+				return fmt.Errorf("error chunk of %d bytes with a text of %d", n, text)
+			}
+			at = int64(binary.BigEndian.Uint64(p[6+text:])) - k.off
+			if at < 0 || at >= int64(len(k.p)) {
+				return fmt.Errorf("error at %d outside its %s", at, k.cmd)
+			}
+		}
+		if k.err == nil {
+			k.err = code
+		}
+		k.tell(Chunk{From: int(at), To: int(at), Err: code})
 		return nil
 	}
 	return fmt.Errorf("unexpected reply chunk of type %d, %d bytes", typ, n)
