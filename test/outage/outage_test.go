@@ -38,7 +38,8 @@ const (
 const (
 	outageTime = 30 * time.Second // GRAINDISK_SOAK, if longer than that, sets another
 	beforeTime = 5 * time.Second
-	fullAfter  = 5 * time.Second // a write that waits as long has met the log's mark
+	fullAfter  = 10 * time.Second // a write that waits as long has met the log's mark
+	bulkWrite  = 16 << 20
 	fullLimit  = 2 * time.Minute
 	healLimit  = 2 * time.Minute
 	opLimit    = time.Minute // of what must not wait for a store
@@ -251,22 +252,22 @@ func (c *clients) rereadUntil(stop <-chan struct{}, count *atomic.Int64) {
 }
 
 // fillLog writes until a write waits, and returns how much was acknowledged and what tells that the
-// waiting write has ended well.
+// waiting write has ended well. The log slows writers down before it is full, so these are as large as can be.
 func (c *clients) fillLog() (written int64, stuck <-chan struct{}) {
 	c.t.Helper()
 	ctx := c.t.Context()
 	began := time.Now()
-	for off := int64(0); ; off = (off + 1<<20) % bulkBytes {
+	for off := int64(0); ; off = (off + bulkWrite) % bulkBytes {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			if err := c.it.WriteAt(ctx, pattern(bulkAt+off, 1<<20, 2), bulkAt+off, false); err != nil {
+			if err := c.it.WriteAt(ctx, pattern(bulkAt+off, bulkWrite, 2), bulkAt+off, false); err != nil {
 				c.t.Errorf("write while the log fills: %v", err)
 			}
 		}()
 		select {
 		case <-done:
-			written += 1 << 20
+			written += bulkWrite
 		case <-time.After(fullAfter):
 			return written, done
 		}

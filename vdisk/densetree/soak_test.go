@@ -167,7 +167,8 @@ func TestTenMillionWrites(t *testing.T) {
 	t.Logf("%d puts, %d blocks mapped, %d entries in %d runs of %d levels, %d bytes in files", s.Put, model.mapped, s.Entries, s.Runs, s.Levels, s.Bytes)
 	t.Logf("memory: %d bytes, %.2f per mapped block; counted: %d of the tree, %d of cached pages", used, float64(used)/float64(model.mapped), s.MemoryBytes, d.store.o.Cache.Bytes())
 	t.Logf("merges wrote %.1f bytes per entry put, %.2f times its %d bytes", float64(s.MergedBytes)/float64(s.Put), float64(s.MergedBytes)/float64(s.Put)/packedBytes, packedBytes)
-	if most := int64(model.mapped) * 3 / 2; used > most {
+	// The constant is what does not grow with the map, and the heap's own noise.
+	if most := int64(model.mapped)*3/2 + 128<<10; used > most {
 		t.Errorf("%d bytes of memory for %d mapped blocks, at most %d are allowed", used, model.mapped, most)
 	}
 	model.check(t, tree, 0, uint64(size))
