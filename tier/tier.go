@@ -459,8 +459,20 @@ func (s *Space) Prewrite(slot int) error {
 	return s.prewrite(slot, func(time.Duration) {})
 }
 
+// forget drops what the page cache has of a slot that is about to be written over. Left there, pages that
+// were read or written in large pieces are large folios, and a sync after each small write to one walks, and
+// by the kernel's count writes, all of it.
+func (s *Space) forget(slot int) {
+	if f, err := s.file(slot); err == nil {
+		if g, ok := f.(vfs.Forgetter); ok {
+			g.Forget()
+		}
+	}
+}
+
 func (s *Space) prewrite(slot int, pace func(took time.Duration)) error {
 	if s.Exists(slot) {
+		s.forget(slot)
 		return nil
 	}
 	f, err := s.create(slot)

@@ -17,6 +17,16 @@ type Zeroer interface {
 	WriteZeroes(off, n int64) error
 }
 
+// Forgetter is a File whose content can leave the page cache.
+type Forgetter interface {
+	// Forget asks the kernel to forget what it has cached of the file. Bytes not yet stable stay. It is a
+	// hint: nothing depends on it.
+	Forget()
+}
+
+// Forget implements Forgetter.
+func (f osFile) Forget() { _ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED) }
+
 const zeroesLen = 1 << 20
 
 // zeroes is memory that may be written directly: aligned to a page.
