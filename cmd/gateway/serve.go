@@ -64,6 +64,7 @@ func runServe(ctx context.Context, a *app, o serveOptions) (err error) {
 			"stripe", cfg.Pools["main"].Stripe.String(), "tier", cfg.Tier.Dir, "tier_size", cfg.Tier.Size.String(),
 			"ram", cfg.Tier.RAM.String(), "max_dirty_age", cfg.Pools["main"].MaxDirtyAge.String())
 	}
+	limitMemory(cfg, log)
 	g, err := openGateway(ctx, cfg, o.takeover, log)
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		log.Info("ended before serving")

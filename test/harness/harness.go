@@ -52,6 +52,16 @@ func Binary(t testing.TB) string {
 	return buildPath
 }
 
+// PlainBinary is Binary without the race detector in any case: for what is measured.
+func PlainBinary(t testing.TB) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "gateway")
+	if out, err := exec.Command("go", "build", "-o", path, "graindisk/cmd/gateway").CombinedOutput(); err != nil {
+		t.Fatalf("build the gateway: %v\n%s", err, out)
+	}
+	return path
+}
+
 // Cleanup removes the binary; call it at the end of TestMain.
 func Cleanup() {
 	if buildPath != "" {

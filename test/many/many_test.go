@@ -119,8 +119,9 @@ func serve(t *testing.T) *gateway {
 	if err != nil {
 		t.Fatal(err)
 	}
-	harness.Must(t, harness.Binary(t), "pool", "create", "main", "--config", g.config())
-	args := []string{harness.Binary(t), "serve", "--config", g.config()}
+	binary := harness.PlainBinary(t) // the race detector takes several times the memory
+	harness.Must(t, binary, "pool", "create", "main", "--config", g.config())
+	args := []string{binary, "serve", "--config", g.config()}
 	if g.cage.procs != "" {
 		args = append([]string{"sh", "-c", `echo $$ > "$0" && exec "$@"`, g.cage.procs}, args...)
 	}
