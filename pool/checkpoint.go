@@ -87,7 +87,6 @@ type checkpointer struct {
 	// old says that runs are what a local checkpoint knew: the parts may be gone with a checkpoint that
 	// named them.
 	old bool
-	due bool // the next cut begins with a local checkpoint
 }
 
 // localCheckpoint freezes the log, writes the local checkpoint as of the freeze and returns the
@@ -109,7 +108,6 @@ func (p *Pool) localCheckpoint(ctx context.Context) (*writeback.Frozen, error) {
 	}
 	err = p.log.WriteCheckpoint(c, state)
 	p.keepRuns(v, err)
-	p.pub.ckpt.due = p.pub.ckpt.due && err != nil
 	if err != nil {
 		if p.log.Failed() != nil {
 			return nil, err

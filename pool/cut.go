@@ -288,7 +288,7 @@ func (p *Pool) enterCut(f *writeback.Frozen, rec *segment.CutRecord, segs []*sto
 // long the freeze is also the point of a local checkpoint, which holds the maps as they are between two
 // cuts: so it waits until the committer is idle.
 func (p *Pool) freeze(ctx context.Context, idle <-chan struct{}) (*writeback.Frozen, error) {
-	if p.log.MetaBytes() < p.o.CheckpointBytes && !p.pub.ckpt.due {
+	if p.log.MetaBytes() < p.o.CheckpointBytes {
 		f := p.log.Freeze()
 		return f, p.log.Sync(ctx)
 	}

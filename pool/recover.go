@@ -224,24 +224,17 @@ func final(err error) bool {
 	return false
 }
 
-// settle writes a local checkpoint of maps that were read from the targets. If the log holds writes that
-// are not published, which a checkpoint must leave to a cut, the next cut begins with one.
+// settle writes a local checkpoint of maps that were read from the targets, with what the log holds
+// beyond them. Without it nothing may be served: there is none before it, and a tier without one takes its
+// maps from the targets again.
 func (p *Pool) settle(ctx context.Context) error {
-	if !p.log.Unpublished().Oldest.IsZero() {
-		p.mu.Lock()
-		p.claimed = true
-		p.mu.Unlock()
-		p.pub.ckpt.due = true
-		return nil
-	}
-	f, err := p.localCheckpoint(ctx)
-	if err != nil {
+	if err := p.checkpointHere(ctx); err != nil {
 		return err
 	}
 	p.mu.Lock()
 	p.claimed = true
 	p.mu.Unlock()
-	return p.log.Publish(f)
+	return nil
 }
 
 // catchUp applies the cuts that the root names and the maps do not have yet; with record, each is put on
