@@ -6,15 +6,20 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"runtime"
+	"runtime/debug"
 	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/cryptotest"
+	"testing/synctest"
 	"time"
 
 	"graindisk/backend"
 	"graindisk/block"
 	"graindisk/internal/crashtest"
+	"graindisk/internal/planted"
 	"graindisk/pool/root"
 	"graindisk/vdisk"
 )
@@ -22,49 +27,34 @@ import (
 const (
 	crashHistories = 60 // of a short run
 	crashCycles    = 10 // lives of the process in one history, those that die in recovery aside
-	crashAtOnce    = 8  // most of their time they wait for back-offs
 )
 
 // TestCrash runs histories of clients at work on small disks, each ended by a process crash, a power cut
 // at a drawn call on the tier or request to a target, a lost host or a clean close, and compares what
 // comes back with what the clients were told. GRAINDISK_SEED runs one history again, GRAINDISK_SOAK
-// (a duration) runs new ones for that long, from that seed if both are set. A seed fixes what is asked and what fails, not the order in which
-// goroutines run.
+// (a duration) runs new ones for that long, from that seed if both are set. A seed decides all of a
+// history, the order in which goroutines get on included: see crashtest.Sched and TestCrashRepeats.
 func TestCrash(t *testing.T) {
 	var stats crashStats
-	seed := uint64(time.Now().UnixNano())
-	given := os.Getenv("GRAINDISK_SEED")
-	if given != "" {
-		var err error
-		if seed, err = strconv.ParseUint(given, 10, 64); err != nil {
-			t.Fatal("GRAINDISK_SEED:", err)
-		}
-	}
-	until := time.Time{}
+	seed, given := crashSeed(t)
+	n, until := crashHistories, time.Time{}
 	if s := os.Getenv("GRAINDISK_SOAK"); s != "" {
 		d, err := time.ParseDuration(s)
 		if err != nil {
 			t.Fatal("GRAINDISK_SOAK:", err)
 		}
 		until = time.Now().Add(d)
-	} else if given != "" {
-		runHistory(t, seed, &stats)
-		t.Logf("COUNT %v", &stats)
-		return
+	} else if given {
+		n = 1
 	}
 	t.Logf("seeds from %d", seed)
-	var next atomic.Uint64
-	var wg sync.WaitGroup
-	for range crashAtOnce {
-		wg.Go(func() {
-			for n := next.Add(1); (n <= crashHistories || time.Now().Before(until)) && !t.Failed(); n = next.Add(1) {
-				runHistory(t, seed+n, &stats)
-			}
-		})
+	for i := 0; (i < n || time.Now().Before(until)) && !t.Failed(); i++ {
+		if _, err := runHistory(t, seed+uint64(i), &stats); err != nil {
+			t.Error(err)
+		}
 	}
-	wg.Wait()
 	t.Logf("COUNT seeds from %d: %v", seed, &stats)
-	if t.Failed() {
+	if t.Failed() || n < crashHistories {
 		return
 	}
 	for _, floor := range []struct {
@@ -88,28 +78,85 @@ func TestCrash(t *testing.T) {
 	}
 }
 
-// runHistory runs one history in a new world.
-func runHistory(t *testing.T, seed uint64, stats *crashStats) {
-	w, err := newWorld(seed, stats)
+// crashSeed is the seed to begin with, and whether it was given.
+func crashSeed(t *testing.T) (seed uint64, given bool) {
+	s := os.Getenv("GRAINDISK_SEED")
+	if s == "" {
+		return uint64(time.Now().UnixNano()), false
+	}
+	seed, err := strconv.ParseUint(s, 10, 64)
 	if err != nil {
-		t.Errorf("GRAINDISK_SEED=%d: %v", seed, err)
-		return
+		t.Fatal("GRAINDISK_SEED:", err)
+	}
+	return seed, true
+}
+
+// historyTimeout is how long a history may take by the clock on the wall: it takes about a quarter of a second.
+const historyTimeout = 40 * time.Second
+
+// runHistory runs one history in a new world and returns a hash of all that was scheduled in it.
+func runHistory(t *testing.T, seed uint64, stats *crashStats) (hash uint64, err error) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // see crashtest.Sched
+	watch := time.AfterFunc(historyTimeout, func() {
+		buf := make([]byte, 1<<20)
+		panic(fmt.Sprintf("GRAINDISK_SEED=%d hangs:\n%s", seed, buf[:runtime.Stack(buf, true)]))
+	})
+	defer watch.Stop()
+	if planted.Built {
+		fmt.Printf("history GRAINDISK_SEED=%d\n", seed) // for who finds a panic
+	}
+	synctest.Test(t, func(t *testing.T) {
+		cryptotest.SetGlobalRandom(t, seed)
+		// A collection would make goroutines wait in places where the scheduler does not expect it.
+		defer debug.SetGCPercent(debug.SetGCPercent(-1))
+		hash, err = history(t, seed, stats)
+	})
+	runtime.GC()
+	return hash, err
+}
+
+func history(t *testing.T, seed uint64, stats *crashStats) (hash uint64, err error) {
+	tr := &trace{}
+	sched := crashtest.NewSched(seed, tr.choice)
+	defer sched.Stop()
+	jitter = func(d time.Duration) time.Duration { return d / 2 }
+	w, err := newWorld(seed, sched, tr, stats)
+	if err != nil {
+		return 0, fmt.Errorf("GRAINDISK_SEED=%d: %w", seed, err)
 	}
 	stats.histories.Add(1)
 	for cycle := range crashCycles {
 		w.note("cycle %d", cycle)
-		if err := w.cycle(); err != nil {
+		if err = w.cycle(); err != nil {
+			err = fmt.Errorf("GRAINDISK_SEED=%d, cycle %d: %w", seed, cycle, err)
 			w.note("failed: %v", err)
-			w.files(t)
-			for _, line := range w.trace.lines[max(0, len(w.trace.lines)-150):] {
-				t.Log(line)
-			}
-			t.Errorf("GRAINDISK_SEED=%d, cycle %d: %v", seed, cycle, err)
 			break
 		}
 	}
+	hash, _ = sched.Hash()
+	sched.Stop()
+	if err != nil && !planted.Built {
+		w.files(t)
+		w.trace.show(t)
+	}
 	w.fs.PowerCut()
 	w.stop()
+	return hash, err
+}
+
+// TestCrashRepeats runs histories twice and expects the same to happen, call by call.
+func TestCrashRepeats(t *testing.T) {
+	seed, _ := crashSeed(t)
+	for i := range uint64(6) {
+		var stats crashStats
+		a, err := runHistory(t, seed+i, &stats)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b, err := runHistory(t, seed+i, &stats); err != nil || a != b {
+			t.Errorf("GRAINDISK_SEED=%d ran in two ways: %x and %x (%v)", seed+i, a, b, err)
+		}
+	}
 }
 
 // cycle is one life: recovery, however often it takes, checks, work, and an end.
@@ -208,7 +255,7 @@ func (w *world) work() (dead bool, err error) {
 	errs := make([]error, n)
 	var wg sync.WaitGroup
 	for i := range n {
-		c := &client{w: w, p: w.p, rng: rand.New(rand.NewPCG(w.rng.Uint64(), 2)), alone: n == 1}
+		c := &client{w: w, p: w.p, rng: rand.New(rand.NewPCG(w.rng.Uint64(), 2)), name: fmt.Sprintf("client-%d", i), alone: n == 1}
 		wg.Go(func() {
 			for range steps {
 				if errs[i] = c.step(ctx); errs[i] != nil {
@@ -274,7 +321,7 @@ func TestOldHostComesBack(t *testing.T) {
 }
 
 func oldHostComesBack(t *testing.T, released, away bool) {
-	w, err := newWorld(1, &crashStats{})
+	w, err := newWorld(1, nil, &trace{}, &crashStats{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -380,7 +427,7 @@ func oldHostComesBack(t *testing.T, released, away bool) {
 // one see that copy, and takes the target away before the claim. The claim then goes on from the cut before,
 // and what the half committed one held must be in the next.
 func TestHalfCommittedCut(t *testing.T) {
-	w, err := newWorld(1, &crashStats{})
+	w, err := newWorld(1, nil, &trace{}, &crashStats{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -28,7 +28,7 @@ const (
 	crashSlots        = 24
 	crashSegmentBytes = 64 << 10
 	crashTargets      = 3
-	crashWait         = 60 * time.Second // after which a request counts as hung
+	crashWait         = 24 * time.Hour // after which a request counts as hung; nearly always in a bubble's time
 	sectorsPerBlock   = block.Size / crashtest.SectorSize
 )
 
@@ -53,6 +53,7 @@ func (l loss) String() string {
 // A block of the model is one sector of a disk, so that writes below a block can be told apart.
 type world struct {
 	rng    *rand.Rand
+	sched  *crashtest.Sched // nil: everything goes on at once
 	stores [crashTargets]*backendtest.Memory
 	fs     *crashtest.FS
 	model  *crashtest.Model
@@ -109,29 +110,14 @@ type life struct {
 	cancel context.CancelFunc
 }
 
-// watch ends ctx when the power goes.
-func (l *life) watch() {
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for {
-		select {
-		case <-l.ctx.Done():
-			return
-		case <-tick.C:
-			if l.fs.WasCut() {
-				l.cancel()
-			}
-		}
-	}
-}
-
 // newLife draws what happens between a new process and its targets.
 func (w *world) newLife(calm bool) *life {
 	l := &life{fs: w.fs, offline: -1, stats: w.stats}
 	l.ctx, l.cancel = context.WithTimeout(context.Background(), crashWait)
-	go l.watch()
+	l.fs.SetGate(w.sched)
+	l.fs.OnPowerCut(l.cancel)
 	for i := range l.stores {
-		l.stores[i] = backendtest.NewFaulty(w.stores[i], w.rng.Uint64())
+		l.stores[i] = backendtest.NewFaulty(scheduled{w.stores[i], w.sched}, w.rng.Uint64())
 		if !calm {
 			l.stores[i].SetRates(backendtest.Rates{backendtest.Refused: 0.01, backendtest.LostReply: 0.02, backendtest.Late: 0.01})
 		}
@@ -165,9 +151,9 @@ func (l *life) before(op, key string) error {
 	return nil
 }
 
-func newWorld(seed uint64, stats *crashStats) (*world, error) {
+func newWorld(seed uint64, sched *crashtest.Sched, tr *trace, stats *crashStats) (*world, error) {
 	w := &world{
-		rng: rand.New(rand.NewPCG(seed, 1)), model: crashtest.NewModel(), exact: map[uint64][][]byte{}, stats: stats, trace: &trace{},
+		sched: sched, rng: rand.New(rand.NewPCG(seed, 1)), model: crashtest.NewModel(), exact: map[uint64][][]byte{}, stats: stats, trace: tr,
 	}
 	for i := range w.stores {
 		w.stores[i] = backendtest.NewMemory(fmt.Sprintf("target-%d", i))
@@ -191,6 +177,22 @@ func (w *world) note(format string, args ...any) {
 type trace struct {
 	mu    sync.Mutex
 	lines []string
+}
+
+// choice notes what the scheduler let go on.
+func (t *trace) choice(label string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.lines = append(t.lines, "     > "+label)
+}
+
+// show prints the end of it.
+func (t *trace) show(tb testing.TB) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, line := range t.lines[max(0, len(t.lines)-250):] {
+		tb.Log(line)
+	}
 }
 
 func (t *trace) Write(p []byte) (int, error) {
@@ -424,11 +426,13 @@ type client struct {
 	w     *world
 	p     *Pool
 	rng   *rand.Rand
+	name  string
 	alone bool // no other client is at work
 }
 
 // step sends one request. An error of a living process is wrong.
 func (c *client) step(ctx context.Context) error {
+	c.w.sched.Park(c.name)
 	d := c.w.disks[c.rng.IntN(len(c.w.disks))]
 	vd, err := c.p.Disk(d.name)
 	if err != nil {
@@ -544,17 +548,32 @@ func (w *world) createMissing(ctx context.Context) error {
 			continue
 		}
 		if _, err := w.p.Disk(d.name); errors.Is(err, ErrNoDisk) {
-			vd, err := w.p.CreateDisk(ctx, d.name, int64(d.blocks)*block.Size)
-			if err != nil {
+			if err := w.create(ctx, d); err != nil {
 				return err
-			}
-			if vd.ID() != d.id {
-				return fmt.Errorf("disk %s was made as number %d, not %d", d.name, vd.ID(), d.id)
 			}
 		}
 		d.created = true
 	}
 	return nil
+}
+
+// create makes a disk. The pool does not let go before the log has taken or refused the record, which the
+// log of a dead process may never do.
+func (w *world) create(ctx context.Context, d *crashDisk) error {
+	p, done := w.p, make(chan error, 1)
+	go func() {
+		vd, err := p.CreateDisk(ctx, d.name, int64(d.blocks)*block.Size)
+		if err == nil && vd.ID() != d.id {
+			err = fmt.Errorf("disk %s was made as number %d, not %d", d.name, vd.ID(), d.id)
+		}
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // files lists the tier for a person who looks for a bug.

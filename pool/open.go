@@ -63,6 +63,7 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 	}
 	p.pub.disks = map[block.DiskID]segment.DiskMeta{}
 	p.pub.kick = make(chan chan<- error)
+	p.segTurn = make(chan struct{}, 1)
 	ro := root.Options{Targets: rootTargets(o.Targets), Log: o.Log}
 	if haveLog {
 		p.uuid = uuid.UUID(id.Pool)

@@ -173,8 +173,8 @@ type Pool struct {
 	uuid     uuid.UUID
 	logID    writeback.UUID
 	epoch    atomic.Uint64
-	createMu sync.Mutex // one disk is created at a time
-	segMu    sync.Mutex // one segment number is drawn at a time
+	createMu sync.Mutex    // one disk is created at a time
+	segTurn  chan struct{} // capacity 1: one segment number is drawn at a time
 
 	// The targets by member number; they change only before serving starts and at the first claim.
 	storesMu sync.RWMutex

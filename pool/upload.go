@@ -103,8 +103,12 @@ func (p *Pool) pack(plan []extentPlan, seq writeback.Seq, rec *segment.CutRecord
 
 // segmentNumber is the next number, made usable by a root commit if need be.
 func (p *Pool) segmentNumber(ctx context.Context) (block.SegmentID, error) {
-	p.segMu.Lock()
-	defer p.segMu.Unlock()
+	select {
+	case p.segTurn <- struct{}{}:
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+	defer func() { <-p.segTurn }()
 	v := p.value()
 	if uint64(p.pub.nextSeg) >= v.SegLimit {
 		v.SegLimit = uint64(p.pub.nextSeg) + segReserve
@@ -249,10 +253,13 @@ func (b backoff) next() backoff {
 	return min(max(b, backoff(50*time.Millisecond))*2, backoff(5*time.Second))
 }
 
+// jitter draws from [0, d). Tests whose seed decides everything replace it.
+var jitter = rand.N[time.Duration]
+
 // sleep waits, or fails with ctx's error.
 func (b backoff) sleep(ctx context.Context) error {
 	d := time.Duration(max(b, backoff(50*time.Millisecond)))
-	t := time.NewTimer(d/2 + rand.N(d))
+	t := time.NewTimer(d/2 + jitter(d))
 	defer t.Stop()
 	select {
 	case <-ctx.Done():

@@ -19,7 +19,6 @@ package vdisk
 import (
 	"context"
 	"fmt"
-	"sync"
 	"sync/atomic"
 
 	"graindisk/block"
@@ -60,12 +59,15 @@ type Options struct {
 type Disk struct {
 	o     Options
 	size  atomic.Int64
-	locks [lockStripes]sync.RWMutex // see lockSet
+	locks [lockStripes]stripe // see lockSet
 }
 
 // New returns the disk that o describes.
 func New(o Options) *Disk {
 	d := &Disk{o: o}
+	for i := range d.locks {
+		d.locks[i].init()
+	}
 	d.size.Store(o.Size)
 	return d
 }
