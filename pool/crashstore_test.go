@@ -9,8 +9,9 @@ import (
 )
 
 // scheduled is a target whose requests, and the replies to them, take effect when the scheduler says so.
+// What befalls a request is drawn only then, so that the draws come in the scheduler's order.
 type scheduled struct {
-	*backendtest.Memory
+	*backendtest.Faulty
 	sched *crashtest.Sched
 }
 
@@ -21,20 +22,20 @@ func (s scheduled) pass(op, key string) func() {
 
 func (s scheduled) Put(ctx context.Context, key string, body []byte, c backend.Cond) (string, error) {
 	defer s.pass("put", key)()
-	return s.Memory.Put(ctx, key, body, c)
+	return s.Faulty.Put(ctx, key, body, c)
 }
 
 func (s scheduled) Get(ctx context.Context, key string, max int64) ([]byte, string, error) {
 	defer s.pass("get", key)()
-	return s.Memory.Get(ctx, key, max)
+	return s.Faulty.Get(ctx, key, max)
 }
 
 func (s scheduled) ReadAt(ctx context.Context, key string, p []byte, off int64) error {
 	defer s.pass("read", key)()
-	return s.Memory.ReadAt(ctx, key, p, off)
+	return s.Faulty.ReadAt(ctx, key, p, off)
 }
 
 func (s scheduled) Delete(ctx context.Context, key string) error {
 	defer s.pass("delete", key)()
-	return s.Memory.Delete(ctx, key)
+	return s.Faulty.Delete(ctx, key)
 }

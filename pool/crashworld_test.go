@@ -117,7 +117,7 @@ func (w *world) newLife(calm bool) *life {
 	l.fs.SetGate(w.sched)
 	l.fs.OnPowerCut(l.cancel)
 	for i := range l.stores {
-		l.stores[i] = backendtest.NewFaulty(scheduled{w.stores[i], w.sched}, w.rng.Uint64())
+		l.stores[i] = backendtest.NewFaulty(w.stores[i], w.rng.Uint64())
 		if !calm {
 			l.stores[i].SetRates(backendtest.Rates{backendtest.Refused: 0.01, backendtest.LostReply: 0.02, backendtest.Late: 0.01})
 		}
@@ -177,6 +177,7 @@ func (w *world) note(format string, args ...any) {
 type trace struct {
 	mu    sync.Mutex
 	lines []string
+	hash  uint64 // of what was scheduled
 }
 
 // choice notes what the scheduler let go on.
@@ -215,7 +216,7 @@ func (w *world) options(fs *crashtest.FS, l *life) Options {
 		o.MaxDirtyAge = 20 * time.Millisecond
 	}
 	for i, s := range l.stores {
-		o.Targets = append(o.Targets, Target{Name: fmt.Sprintf("t%d", i), Store: s})
+		o.Targets = append(o.Targets, Target{Name: fmt.Sprintf("t%d", i), Store: scheduled{s, w.sched}})
 	}
 	return o
 }

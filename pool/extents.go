@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"golang.org/x/sync/errgroup"
@@ -34,8 +35,8 @@ func (p *Pool) Read(ctx context.Context, ps []vdisk.Piece) error {
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(fetchesMax)
-	for _, group := range bySegment {
-		g.Go(func() error { return p.readPieces(ctx, group) })
+	for _, seg := range slices.Sorted(maps.Keys(bySegment)) {
+		g.Go(func() error { return p.readPieces(ctx, bySegment[seg]) })
 	}
 	return g.Wait()
 }
@@ -49,9 +50,9 @@ func (p *Pool) readPieces(ctx context.Context, ps []vdisk.Piece) error {
 		if got, err = p.fetchExtents(ctx, ps); err != nil {
 			return nil, err
 		}
-		for id, b := range got {
-			if id != first.ID {
-				p.cache.Fill(id, b)
+		for _, x := range ps[1:] { // in one order, whatever order the map has
+			if b := got[x.ID]; b != nil && x.ID != first.ID {
+				p.cache.Fill(x.ID, b)
 			}
 		}
 		return got[first.ID], nil
