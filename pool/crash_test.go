@@ -93,7 +93,7 @@ func crashSeed(t *testing.T) (seed uint64, given bool) {
 }
 
 // historyTimeout is how long a history may take by the clock on the wall: it takes about a quarter of a second.
-const historyTimeout = 40 * time.Second
+const historyTimeout = 25 * time.Second
 
 // runHistory runs one history in a new world and returns what was scheduled in it.
 func runHistory(t *testing.T, seed uint64, stats *crashStats) (tr *trace, err error) {

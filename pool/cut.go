@@ -12,6 +12,7 @@ import (
 	"graindisk/block"
 	"graindisk/grains/cache"
 	"graindisk/grains/segment"
+	"graindisk/internal/planted"
 	"graindisk/pool/root"
 	"graindisk/vdisk"
 	"graindisk/vdisk/densetree"
@@ -115,6 +116,9 @@ func (p *Pool) makeCut(ctx context.Context) error {
 		return err
 	}
 	last := stored[len(stored)-1]
+	if planted.Bug("cut: on record before the root") {
+		_ = p.log.AppendMeta(metaPublication, encodePublication(rec, rec.AllSegments(last.sealed.Info), indexes(stored)))
+	}
 	if err := p.commitCut(ctx, rec, last.sealed.Info); err != nil {
 		return err
 	}
@@ -138,6 +142,9 @@ func (p *Pool) makeCut(ctx context.Context) error {
 func (p *Pool) freeze(ctx context.Context) (*writeback.Frozen, error) {
 	if p.log.MetaBytes() < p.o.CheckpointBytes {
 		f := p.log.Freeze()
+		if planted.Bug("cut: log not stable through it") {
+			return f, nil
+		}
 		return f, p.log.Sync(ctx)
 	}
 	return p.localCheckpoint(ctx)
@@ -263,6 +270,10 @@ func (p *Pool) applyCut(rec *segment.CutRecord, last segment.Info, idx []*segmen
 			holes := make([]densetree.Entry, len(ch.Unmaps))
 			for i, r := range ch.Unmaps {
 				holes[i] = densetree.Entry{LBA: r.LBA, Blocks: r.Blocks, Kind: densetree.Hole}
+			}
+			if planted.Bug("cut: unmaps after the blocks") {
+				defer t.Put(holes)
+				continue
 			}
 			t.Put(holes)
 		}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"graindisk/block"
+	"graindisk/internal/planted"
 	"graindisk/tier"
 )
 
@@ -228,6 +229,11 @@ func (l *Log) leadLocked() {
 	b := &l.batch
 	if l.err == nil && l.takeLocked(b) {
 		stable := l.stable
+		for i := 0; planted.Bug("log: acknowledged before it is written") && i < len(b.pieces); i++ {
+			if p := b.pieces[i]; p.w.at == len(p.w.recs) {
+				p.w.finish(nil)
+			}
+		}
 		l.mu.Unlock()
 		err := l.write(b, stable)
 		l.mu.Lock()

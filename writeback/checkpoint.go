@@ -13,6 +13,7 @@ import (
 	"github.com/tidwall/btree"
 
 	"graindisk/block"
+	"graindisk/internal/planted"
 	"graindisk/internal/vfs"
 	"graindisk/tier"
 )
@@ -364,7 +365,7 @@ func (l *Log) writeCkpt(name string, gen uint64, c *Checkpoint, state []byte) (e
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	if _, err := f.WriteAt(h.encode(), 0); err != nil {
+	if _, err := f.WriteAt(h.encode(), 0); err != nil || planted.Bug("checkpoint: metadata log cut before it is stable") {
 		return err
 	}
 	if err := f.Sync(); err != nil {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"graindisk/block"
+	"graindisk/internal/planted"
 	"graindisk/internal/vfs"
 	"graindisk/tier"
 )
@@ -203,7 +204,7 @@ func (l *Log) Failed() error {
 func (l *Log) cleanLocked() {
 	keep := l.files[:0]
 	for _, f := range l.files {
-		if f.sealed && f.last <= l.horizon {
+		if f.sealed && (f.last <= l.horizon || planted.Bug("log: space freed before publication")) {
 			l.space.SetClean(f.slot)
 			continue
 		}

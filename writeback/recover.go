@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"graindisk/block"
+	"graindisk/internal/planted"
 	"graindisk/internal/vfs"
 	"graindisk/tier"
 )
@@ -264,8 +265,11 @@ func (r *recovery) checkClaims() error {
 // syncs: if a sync failed in the life before, the pages count as clean, and a sync alone would
 // succeed without them.
 func (r *recovery) syncRead() error {
+	if planted.Bug("recovery: what it read is not synced") {
+		return nil
+	}
 	for _, s := range r.scanned {
-		if s.last() > r.stable {
+		if s.last() > r.stable && !planted.Bug("recovery: synced but not written again") {
 			if err := r.rewriteSlot(s); err != nil {
 				return err
 			}
@@ -320,6 +324,9 @@ func rewrite(f vfs.File) error {
 func (r *recovery) begin() (*Log, error) {
 	l := newLog(r.o, r.id.log)
 	m := &l.meta
+	if planted.Bug("recovery: term not changed") {
+		l.term, m.term = r.pos.term, r.pos.term
+	}
 	m.seq, m.number, m.bytes = r.metaSeq, r.chain, r.chainLen
 	if err := m.rotateLocked(r.lastMeta + 1); err != nil {
 		return nil, err
