@@ -23,6 +23,7 @@ import (
 	"graindisk/internal/planted"
 	"graindisk/pool/root"
 	"graindisk/vdisk"
+	"graindisk/writeback"
 )
 
 const (
@@ -55,6 +56,9 @@ func TestCrash(t *testing.T) {
 		}
 	}
 	t.Logf("COUNT seeds from %d: %v", seed, &stats)
+	for _, line := range stats.lines() {
+		t.Logf("COUNT %s", line)
+	}
 	if t.Failed() || n < crashHistories {
 		return
 	}
@@ -217,8 +221,13 @@ func (w *world) recover() error {
 			return fmt.Errorf("read after a %v: %w", w.loss, err)
 		}
 		wasLoss := w.loss
-		if err := w.check(all); err != nil {
+		if err := errors.Join(w.check(all), w.checkStored()); err != nil {
 			return err
+		}
+		if w.rng.IntN(4) == 0 {
+			if err := w.checkRot(all); err != nil {
+				return err
+			}
 		}
 		if w.rng.IntN(4) > 0 {
 			return nil
@@ -266,19 +275,31 @@ func (w *world) again(all [][]byte) error {
 // work runs clients until they are through or the process dies; dead tells which.
 func (w *world) work() (dead bool, err error) {
 	ctx := w.life.ctx
-	if err := w.createMissing(ctx); err != nil {
+	if err := w.createMissing(ctx, 1+w.rng.IntN(len(w.disks))); err != nil {
 		return w.died(err)
+	}
+	var was *ledger
+	if w.p.isClaimed() && !w.auto { // no cut is under way, unless a client asks for one
+		was = w.newLedger()
+		w.life.lostMu.Lock()
+		w.life.lost = nil
+		w.life.lostMu.Unlock()
 	}
 	n := 1 + w.rng.IntN(2)*w.rng.IntN(3)
 	if w.rng.IntN(2) == 0 {
 		w.fs.CutAfter(1 + w.rng.IntN(300))
 	}
-	steps := 10 + w.rng.IntN(80)/n
+	steps := 10 + w.rng.IntN(w.shape.steps)/n
+	if w.rng.IntN(6) == 0 {
+		w.injure(40)
+	} else if w.rng.IntN(12) == 0 {
+		w.squeeze()
+	}
 	w.note("%d clients, %d steps each", n, steps)
 	errs := make([]error, n)
 	var wg sync.WaitGroup
 	for i := range n {
-		c := &client{w: w, p: w.p, rng: rand.New(rand.NewPCG(w.rng.Uint64(), 2)), name: fmt.Sprintf("client-%d", i), alone: n == 1}
+		c := &client{w: w, p: w.p, rng: rand.New(rand.NewPCG(w.rng.Uint64(), 2)), name: fmt.Sprintf("client-%d", i), creates: i == 0, alone: n == 1}
 		wg.Go(func() {
 			for range steps {
 				if errs[i] = c.step(ctx); errs[i] != nil {
@@ -293,11 +314,22 @@ func (w *world) work() (dead bool, err error) {
 			return w.died(err)
 		}
 	}
-	return w.fs.WasCut(), nil
+	if w.fs.WasCut() {
+		return true, nil
+	}
+	if was != nil && w.p.broken.Load() == nil {
+		return false, w.checkLosses(was)
+	}
+	return false, nil
 }
 
-// died passes on an error of a process that lives.
+// died passes on an error of a process that lives, unless the log has stopped after a fault.
 func (w *world) died(err error) (bool, error) {
+	if w.life.hurt.Load() && errors.Is(err, writeback.ErrFailed) && !w.fs.WasCut() {
+		w.note("stopped: %v", err)
+		w.stats.inc("lives that a fault ended")
+		return true, nil
+	}
 	if w.fs.WasCut() {
 		w.note("died: %v", err)
 		return true, nil
@@ -311,11 +343,14 @@ func (w *world) closeClean() error {
 	p := w.p
 	w.p = nil // Close ends it, come what may
 	if err := p.Close(w.life.ctx); err != nil {
-		if w.fs.WasCut() {
+		if w.fs.WasCut() || w.life.hurt.Load() && errors.Is(err, writeback.ErrFailed) {
 			w.down(w.drawLoss())
 			return nil
 		}
 		return fmt.Errorf("close: %w", err)
+	}
+	if err := w.checkRoot(); err != nil {
+		return fmt.Errorf("after a clean close: %w", err)
 	}
 	w.model.Published(p.pubCut(), mark)
 	for _, d := range w.disks {

@@ -6,12 +6,16 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"path"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -20,16 +24,28 @@ import (
 	"graindisk/block"
 	"graindisk/internal/crashtest"
 	"graindisk/vdisk"
+	"graindisk/vdisk/densetree"
 )
 
-// The pools of these tests: small enough that files fill, slots are reused and cuts have many segments.
+// The pools of these tests are of two shapes. Most are small: files fill, slots are reused, cuts have many
+// segments. Some are large enough for whole batches and for stripes of more than one data shard.
+type crashShape struct {
+	slotBytes, segmentBytes int64
+	slots                   int
+	blocks                  int // of a disk, at least; up to twice as many
+	writeBlocks             int // at most in one write
+	steps                   int // of a life at most
+}
+
+var (
+	smallPool = crashShape{32 * block.Size, 64 << 10, 24, 64, 12, 80}
+	largePool = crashShape{640 * block.Size, smallBytes + 5*GrainBytes, 14, 640, 200, 24}
+)
+
 const (
-	crashSlotBytes    = 32 * block.Size
-	crashSlots        = 24
-	crashSegmentBytes = 64 << 10
-	crashTargets      = 3
-	crashWait         = 24 * time.Hour // after which a request counts as hung; nearly always in a bubble's time
-	sectorsPerBlock   = block.Size / crashtest.SectorSize
+	crashTargets    = 3
+	crashWait       = 24 * time.Hour // after which a request counts as hung; nearly always in a bubble's time
+	sectorsPerBlock = block.Size / crashtest.SectorSize
 )
 
 // errDead is what the targets say to a process that has died.
@@ -54,8 +70,12 @@ func (l loss) String() string {
 type world struct {
 	rng    *rand.Rand
 	sched  *crashtest.Sched // nil: everything goes on at once
-	stores [crashTargets]*backendtest.Memory
+	stores [crashTargets]*guarded
 	fs     *crashtest.FS
+	shape  crashShape
+	levels densetree.Options // of the maps: small in some histories, so that they merge
+	hot    int               // blocks of the first disk that many writes go to; 0 is none
+	slots  int               // of the tier, in this life
 	model  *crashtest.Model
 	disks  []*crashDisk
 	auto   bool // cuts happen by age as well
@@ -84,6 +104,64 @@ type crashStats struct {
 	histories, opens, checks, twice            atomic.Int64
 	crashes                                    [lostHost + 1]atomic.Int64
 	inRecovery, atStore, published, ops, exact atomic.Int64
+
+	mu     sync.Mutex
+	counts map[string]int64
+	states map[uint64]bool // hashes of what was durable when a life had ended
+}
+
+// inc counts something by its name.
+func (s *crashStats) inc(what string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.counts == nil {
+		s.counts = map[string]int64{}
+	}
+	s.counts[what]++
+}
+
+func (s *crashStats) count(what string) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.counts[what]
+}
+
+// state notes what is durable now, on the tier and at the targets.
+func (s *crashStats) state(w *world) {
+	h := fnv.New64a()
+	fmt.Fprint(h, w.fs.Hash())
+	for _, g := range w.stores {
+		objects := g.Objects()
+		for _, key := range slices.Sorted(maps.Keys(objects)) {
+			fmt.Fprint(h, key, len(objects[key]))
+		}
+		h.Write(objects["root"])
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.states == nil {
+		s.states = map[uint64]bool{}
+	}
+	s.states[h.Sum64()] = true
+}
+
+// lines are all counts by name, a few to a line.
+func (s *crashStats) lines() (out []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out = []string{fmt.Sprintf("%d distinct durable states", len(s.states))}
+	group := ""
+	for _, what := range slices.Sorted(maps.Keys(s.counts)) {
+		if g := strings.Fields(what)[0]; g != group {
+			group, out = g, append(out, "")
+		}
+		last := &out[len(out)-1]
+		if *last != "" {
+			*last += ", "
+		}
+		*last += fmt.Sprintf("%s: %d", what, s.counts[what])
+	}
+	return out
 }
 
 func (s *crashStats) String() string {
@@ -100,10 +178,16 @@ type life struct {
 	stores  [crashTargets]*backendtest.Faulty
 	calls   atomic.Int64
 	cutAt   int64 // the power goes at this request; 0 is never
-	offline int   // target that is away during requests [offFrom, offTo); -1 is none
+	offline []int // targets that are away during requests [offFrom, offTo)
 	offFrom int64
 	offTo   int64
 	stats   *crashStats
+	liar    int         // target of which bytes arrive wrong; -1 is none
+	calm    atomic.Bool // see quiet
+	hurt    atomic.Bool // a fault of the tier was armed: the log may stop
+
+	lostMu sync.Mutex
+	lost   map[block.SegmentID]int64 // blocks, as told by the maps
 
 	// ctx ends with the process: what waits for a dead one would wait for ever.
 	ctx    context.Context
@@ -112,15 +196,12 @@ type life struct {
 
 // newLife draws what happens between a new process and its targets.
 func (w *world) newLife(calm bool) *life {
-	l := &life{fs: w.fs, offline: -1, stats: w.stats}
+	l := &life{fs: w.fs, stats: w.stats}
 	l.ctx, l.cancel = context.WithTimeout(context.Background(), crashWait)
 	l.fs.SetGate(w.sched)
 	l.fs.OnPowerCut(l.cancel)
 	for i := range l.stores {
 		l.stores[i] = backendtest.NewFaulty(w.stores[i], w.rng.Uint64())
-		if !calm {
-			l.stores[i].SetRates(backendtest.Rates{backendtest.Refused: 0.01, backendtest.LostReply: 0.02, backendtest.Late: 0.01})
-		}
 		l.stores[i].Before = l.before
 	}
 	if calm {
@@ -130,16 +211,42 @@ func (w *world) newLife(calm bool) *life {
 		l.cutAt = 1 + w.rng.Int64N(80)
 	}
 	if w.rng.IntN(3) == 0 {
-		l.offline, l.offFrom = w.rng.IntN(crashTargets), w.rng.Int64N([...]int64{8, 40}[w.rng.IntN(2)])
+		l.offline = w.rng.Perm(crashTargets)[:1+w.rng.IntN(4)/3]
+		l.offFrom = w.rng.Int64N([...]int64{8, 40}[w.rng.IntN(2)])
 		l.offTo = l.offFrom + 10 + w.rng.Int64N(60)
+		w.stats.inc([...]string{"", "lives with a target away", "lives with two targets away"}[len(l.offline)])
 	}
+	l.liar = -1
+	if w.rng.IntN(4) == 0 {
+		l.liar = w.rng.IntN(crashTargets)
+		w.stats.inc("lives with a target that garbles")
+	}
+	l.quiet(false)
 	return l
+}
+
+// quiet ends all that befalls requests, or begins it; it reports whether the process lives.
+func (l *life) quiet(on bool) bool {
+	l.calm.Store(on)
+	for i, s := range l.stores {
+		r := backendtest.Rates{}
+		if !on {
+			r = backendtest.Rates{backendtest.Refused: 0.01, backendtest.Throttled: 0.005, backendtest.LostReply: 0.02, backendtest.Late: 0.01}
+			if i == l.liar {
+				r[backendtest.Flipped], r[backendtest.Truncated] = 0.03, 0.02
+			}
+		} else {
+			s.SetOffline(false)
+		}
+		s.SetRates(r)
+	}
+	return !l.fs.WasCut()
 }
 
 func (l *life) before(op, key string) error {
 	n := l.calls.Add(1)
-	if l.offline >= 0 {
-		l.stores[l.offline].SetOffline(n >= l.offFrom && n < l.offTo)
+	for _, i := range l.offline {
+		l.stores[i].SetOffline(n >= l.offFrom && n < l.offTo && !l.calm.Load())
 	}
 	if n == l.cutAt && !l.fs.WasCut() {
 		l.stats.atStore.Add(1)
@@ -156,12 +263,26 @@ func newWorld(seed uint64, sched *crashtest.Sched, tr *trace, stats *crashStats)
 		sched: sched, rng: rand.New(rand.NewPCG(seed, 1)), model: crashtest.NewModel(), exact: map[uint64][][]byte{}, stats: stats, trace: tr,
 	}
 	for i := range w.stores {
-		w.stores[i] = backendtest.NewMemory(fmt.Sprintf("target-%d", i))
+		w.stores[i] = newGuarded(fmt.Sprintf("target-%d", i), w.rng.Uint64(), stats)
+		w.stores[i].SetListLag(w.rng.IntN(6))
 	}
+	w.shape = smallPool
+	if w.rng.IntN(8) == 0 {
+		w.shape = largePool
+		stats.inc("histories of large pools")
+	}
+	if w.rng.IntN(2) == 0 {
+		w.levels = densetree.Options{Level0Max: 2 + w.rng.IntN(12), RunMax: 2 + w.rng.IntN(20)}
+		stats.inc("histories with small levels")
+	}
+	if w.rng.IntN(2) == 0 {
+		w.hot = 1 + w.rng.IntN(6)
+	}
+	w.slots = w.shape.slots
 	w.fs = crashtest.NewFS(crashtest.Options{Seed: w.rng.Uint64()})
 	w.auto, w.tight = w.rng.IntN(3) == 0, w.rng.IntN(2) == 0
 	for i := range 2 + w.rng.IntN(2) {
-		d := &crashDisk{id: block.DiskID(i + 1), name: fmt.Sprintf("disk%d", i+1), blocks: 64 + w.rng.IntN(193)}
+		d := &crashDisk{id: block.DiskID(i + 1), name: fmt.Sprintf("disk%d", i+1), blocks: w.shape.blocks + w.rng.IntN(2*w.shape.blocks)}
 		w.disks = append(w.disks, d)
 		w.model.AddDisk(d.id, d.blocks*sectorsPerBlock)
 	}
@@ -206,9 +327,10 @@ func (t *trace) Write(p []byte) (int, error) {
 // options are those of a process with the given life on the given file system.
 func (w *world) options(fs *crashtest.FS, l *life) Options {
 	o := Options{
-		Name: "main", FS: fs, TierDir: "/tier", TierBytes: crashSlots * crashSlotBytes, SlotBytes: crashSlotBytes,
-		SegmentBytes: crashSegmentBytes, MaxDirtyAge: time.Hour, Host: "host", Log: slog.New(slog.NewTextHandler(w.trace, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Name: "main", FS: fs, TierDir: "/tier", TierBytes: int64(w.slots) * w.shape.slotBytes, SlotBytes: w.shape.slotBytes,
+		SegmentBytes: w.shape.segmentBytes, tree: w.levels, MaxDirtyAge: time.Hour, Host: "host", Log: slog.New(slog.NewTextHandler(w.trace, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
+	o.tree.Lost = l.tookLoss
 	if w.tight {
 		o.CheckpointCuts, o.CheckpointBytes = 6, 64<<10
 	}
@@ -228,8 +350,15 @@ func (w *world) open() (bool, error) {
 	if recovering && w.rng.IntN(3) == 0 {
 		w.fs.CutAfter(1 + w.rng.IntN(60))
 	}
+	if w.rng.IntN(4) == 0 {
+		w.slots = w.shape.slots*3/4 + w.rng.IntN(w.shape.slots/2+1)
+		w.stats.inc("tier sizes drawn anew")
+	}
 	for try := 0; ; try++ {
 		w.life = w.newLife(false)
+		if w.rng.IntN(10) == 0 {
+			w.injure(20)
+		}
 		o := w.options(w.fs, w.life)
 		o.Takeover = w.loss == lostHost
 		p, err := Open(w.life.ctx, o)
@@ -250,8 +379,42 @@ func (w *world) open() (bool, error) {
 			return false, fmt.Errorf("open, %d times: %w", try+1, err)
 		}
 		w.note("open: %v", err)
+		if w.life.hurt.Load() { // as whoever starts the gateway again
+			w.stats.inc("opens that a fault ended")
+			w.life.cancel()
+			w.fs.SetGate(nil)
+			w.fs.ClearFaults()
+			continue
+		}
 		w.life.cancel()
 	}
+}
+
+// injure arms a fault of the tier's file system: calls of one kind fail, the first after at most skip others.
+func (w *world) injure(skip int) {
+	f := crashtest.Fault{
+		Op: [...]crashtest.Op{crashtest.OpSync, crashtest.OpSync, crashtest.OpWrite, crashtest.OpWrite, crashtest.OpSyncDir,
+			crashtest.OpCreate, crashtest.OpRemove}[w.rng.IntN(7)],
+		Path: [...]string{"", "tier/slot-*", "tier/slot-*", "tier/meta-*", "tier/ckpt-*"}[w.rng.IntN(5)],
+		Skip: w.rng.IntN(skip), Count: 1 + w.rng.IntN(3)*w.rng.IntN(2),
+	}
+	if w.rng.IntN(3) == 0 {
+		f.Err = syscall.ENOSPC
+	}
+	w.life.hurt.Store(true)
+	w.fs.Inject(f)
+	w.stats.inc("faults armed: " + f.Op.String())
+	w.note("armed: %+v", f)
+}
+
+// squeeze fills the tier's file system for a while.
+func (w *world) squeeze() {
+	w.life.hurt.Store(true)
+	fs := w.fs
+	fs.SetCapacity(fs.UsedBytes() + w.rng.Int64N(3*w.shape.slotBytes))
+	time.AfterFunc(time.Millisecond+time.Duration(w.rng.Int64N(int64(2*time.Second))), func() { fs.SetCapacity(0) })
+	w.stats.inc("tiers filled")
+	w.note("full")
 }
 
 // pubCut is the newest cut that the root is known to hold.
@@ -262,6 +425,11 @@ func (w *world) down(l loss) {
 	w.fs.PowerCut()
 	w.stop()
 	w.stats.crashes[l].Add(1)
+	if in := w.fs.CutIn(); in != "" {
+		w.stats.inc("power cut at " + in)
+	}
+	w.fs.ClearFaults()
+	w.fs.SetCapacity(0)
 	w.loss = max(w.loss, l)
 	w.note("%v", l)
 	switch l {
@@ -278,6 +446,7 @@ func (w *world) down(l loss) {
 		}
 		w.stale = w.stale[1:]
 	}
+	w.stats.state(w)
 }
 
 // stop ends the goroutines of a process that is dead already.
@@ -424,18 +593,29 @@ func parseSector(b []byte) (crashtest.Stamp, error) {
 
 // client sends requests to the disks, one at a time.
 type client struct {
-	w     *world
-	p     *Pool
-	rng   *rand.Rand
-	name  string
-	alone bool // no other client is at work
+	w       *world
+	p       *Pool
+	rng     *rand.Rand
+	name    string
+	creates bool // makes disks
+	alone   bool // no other client is at work
 }
 
 // step sends one request. An error of a living process is wrong.
 func (c *client) step(ctx context.Context) error {
 	c.w.sched.Park(c.name)
+	if c.rng.IntN(12) == 0 {
+		time.Sleep(time.Duration(c.rng.Int64N(int64(30 * time.Millisecond))))
+	}
 	d := c.w.disks[c.rng.IntN(len(c.w.disks))]
 	vd, err := c.p.Disk(d.name)
+	if errors.Is(err, ErrNoDisk) && !d.created { // one that is yet to be made, by the first client
+		if c.creates {
+			c.w.stats.inc("disks made in mid-life")
+			return c.w.createMissing(ctx, 1)
+		}
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -476,7 +656,7 @@ func (c *client) step(ctx context.Context) error {
 func (c *client) draw(d *crashDisk) (vdisk.Op, []uint64) {
 	sectors := d.blocks * sectorsPerBlock
 	kind := vdisk.OpWrite
-	most := 12 * sectorsPerBlock
+	most := c.w.shape.writeBlocks * sectorsPerBlock
 	switch n := c.rng.IntN(20); {
 	case n < 2:
 		kind, most = vdisk.OpTrim, 64*sectorsPerBlock
@@ -487,6 +667,10 @@ func (c *client) draw(d *crashDisk) (vdisk.Op, []uint64) {
 	}
 	if c.rng.IntN(2) == 0 {
 		most = min(most, sectorsPerBlock)
+	}
+	if c.w.hot > 0 && d.id == 1 && c.rng.IntN(2) == 0 {
+		sectors = c.w.hot * sectorsPerBlock
+		most = min(most, 2*sectorsPerBlock)
 	}
 	first := c.rng.IntN(sectors)
 	count := 1 + c.rng.IntN(min(most, sectors-first))
@@ -542,11 +726,14 @@ func (c *client) publish(ctx context.Context) error {
 	return nil
 }
 
-// createMissing makes the disks that are not there.
-func (w *world) createMissing(ctx context.Context) error {
+// createMissing makes disks that are not there, in their order, at most so many.
+func (w *world) createMissing(ctx context.Context, most int) error {
 	for _, d := range w.disks {
 		if d.created {
 			continue
+		}
+		if most--; most < 0 {
+			return nil
 		}
 		if _, err := w.p.Disk(d.name); errors.Is(err, ErrNoDisk) {
 			if err := w.create(ctx, d); err != nil {

@@ -83,7 +83,9 @@ func (p *Pool) addDisk(id block.DiskID, meta segment.DiskMeta) {
 }
 
 func (p *Pool) treeOptions() densetree.Options {
-	return densetree.Options{NextRunID: func() uint64 { return p.runID.Add(1) }}
+	o := p.o.tree
+	o.NextRunID = func() uint64 { return p.runID.Add(1) }
+	return o
 }
 
 // tree is the map of a disk's published blocks; nil if there is no such disk.

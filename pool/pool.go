@@ -99,6 +99,8 @@ type Options struct {
 	// RootTimeout is how long Open waits for the root before it serves from an intact log; default 5 s.
 	RootTimeout time.Duration
 	Log         *slog.Logger
+
+	tree densetree.Options // of the maps; tests make their levels small and listen to losses
 }
 
 func (o Options) withDefaults() Options {
