@@ -30,7 +30,8 @@ minio:
 	@test/minio/build.sh
 
 test: test-tools minio
-	@scripts/gotest.sh -count=1 -timeout 15m $(PKGS)
+	@GRAINDISK_FRESH=75s scripts/gotest.sh -count=1 -timeout 15m $(PKGS)
+	@scripts/gotest.sh -count=1 -timeout 15m -tags planted -run '^TestPlanted$$' ./pool
 
 # The same under the race detector, the gateway that the tests start included.
 race: test-tools minio

@@ -61,6 +61,9 @@ func (w *world) checkStored() error {
 // checkShards expects all shards of a segment where its info says.
 func (w *world) checkShards(what string, info segment.Info) error {
 	there := 0
+	if info.K > 1 {
+		w.stats.inc("stripes of several data shards")
+	}
 	for i, t := range info.Targets {
 		if t == 0 {
 			continue
@@ -80,7 +83,7 @@ func (w *world) checkShards(what string, info segment.Info) error {
 func (w *world) checkRoot() error {
 	var copies []root.Copy
 	for _, g := range w.stores {
-		c, err := root.Decode(g.Objects()["root"])
+		c, err := root.Decode(g.root())
 		if err != nil {
 			return fmt.Errorf("I3: root at %s: %w", g, err)
 		}

@@ -10,6 +10,7 @@ import (
 	"graindisk/backend"
 	"graindisk/backend/backendtest"
 	"graindisk/internal/crashtest"
+	"graindisk/pool/root"
 )
 
 // scheduled is a target whose requests, and the replies to them, take effect when the scheduler says so.
@@ -109,6 +110,12 @@ func (g *guarded) echoLocked() {
 func (g *guarded) has(key string) bool {
 	_, err := g.Memory.Stat(context.Background(), key)
 	return err == nil
+}
+
+// root is the target's copy of the root.
+func (g *guarded) root() []byte {
+	b, _, _ := g.Memory.Get(context.Background(), root.Key, 1<<20)
+	return b
 }
 
 func (g *guarded) violatedLocked(format string, args ...any) {

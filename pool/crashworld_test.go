@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"io"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
@@ -131,11 +132,10 @@ func (s *crashStats) state(w *world) {
 	h := fnv.New64a()
 	fmt.Fprint(h, w.fs.Hash())
 	for _, g := range w.stores {
-		objects := g.Objects()
-		for _, key := range slices.Sorted(maps.Keys(objects)) {
-			fmt.Fprint(h, key, len(objects[key]))
+		for _, key := range g.Keys() {
+			io.WriteString(h, key)
 		}
-		h.Write(objects["root"])
+		h.Write(g.root())
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -707,7 +707,7 @@ func (c *client) draw(d *crashDisk) (vdisk.Op, []uint64) {
 // publish asks for a cut. With nobody else at work the cut is known to the byte.
 func (c *client) publish(ctx context.Context) error {
 	w := c.w
-	mark := w.model.Mark()
+	mark, there := w.model.Mark(), w.created()
 	if err := c.p.Publish(ctx); err != nil {
 		return err
 	}
@@ -717,13 +717,28 @@ func (c *client) publish(ctx context.Context) error {
 	if !c.alone {
 		return nil
 	}
-	for _, d := range w.disks {
-		d.published = true
-	}
+	w.disksPublished(there)
 	if all, err := w.content(c.p); err == nil {
 		w.exact[cut] = all
 	}
 	return nil
+}
+
+// created are the disks there are.
+func (w *world) created() (there []*crashDisk) {
+	for _, d := range w.disks {
+		if d.created {
+			there = append(there, d)
+		}
+	}
+	return there
+}
+
+// disksPublished notes that a cut holds the making of these disks.
+func (w *world) disksPublished(there []*crashDisk) {
+	for _, d := range there {
+		d.published = true
+	}
 }
 
 // createMissing makes disks that are not there, in their order, at most so many.

@@ -63,16 +63,16 @@ func TestPlanted(t *testing.T) {
 						mu.Lock()
 						defer mu.Unlock()
 						replayed++
-						t.Logf("replayed GRAINDISK_SEED=%d in %v: %s", seed, h.took.Round(time.Millisecond), h.what)
+						t.Logf("%s: replayed GRAINDISK_SEED=%d in %v: %s", p.Name, seed, h.took.Round(time.Millisecond), h.what)
 						return
 					}
 					t.Logf("the stored GRAINDISK_SEED=%d does not show it any more", seed)
 				}
 				h := hunt(t, p.Name, uint64(time.Now().UnixNano()), findTimeout)
 				if !h.found {
-					t.Fatalf("not found in %d histories, %v", h.histories, h.took.Round(time.Second))
+					t.Fatalf("%s: not found in %d histories, %v", p.Name, h.histories, h.took.Round(time.Second))
 				}
-				t.Logf("found in %d histories, %v, by GRAINDISK_SEED=%d: %s", h.histories, h.took.Round(time.Millisecond), h.seed, h.what)
+				t.Logf("%s: found in %d histories, %v, by GRAINDISK_SEED=%d: %s", p.Name, h.histories, h.took.Round(time.Millisecond), h.seed, h.what)
 				mu.Lock()
 				defer mu.Unlock()
 				stored[p.Name] = h.seed

@@ -3,6 +3,8 @@ package crashtest
 import (
 	"maps"
 	"slices"
+
+	"github.com/zeebo/xxh3"
 )
 
 // Hash is one number for all that is visible: names, lengths and bytes. Two file systems with the same
@@ -26,7 +28,7 @@ func hashInode(ino *inode, h uint64) uint64 {
 	for _, n := range slices.Sorted(maps.Keys(ino.chunks)) {
 		for i, s := range ino.chunks[n].cur {
 			if s != nil && s != &zeroes {
-				h = mix(h, uint64(n*chunkSectors+int64(i)), hashString(string(s[:])))
+				h = mix(h, uint64(n*chunkSectors+int64(i)), xxh3.Hash(s[:]))
 			}
 		}
 	}

@@ -3,13 +3,14 @@ package crashtest
 import (
 	"cmp"
 	"fmt"
-	"hash/fnv"
 	"math/rand/v2"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+
+	"github.com/zeebo/xxh3"
 )
 
 // Sched decides in which order calls take effect. Every call of a fake file system or store waits in
@@ -23,7 +24,8 @@ import (
 // time-outs cost nothing. It needs GOMAXPROCS 1: synctest.Wait does not return while a goroutine
 // waits for a mutex, so that nobody runs is told instead by the scheduler itself yielding many times
 // without a new call coming in. What runs between two choices is then in the order of one thread. A
-// seed therefore decides the whole history, as long as nothing draws from another source of chance.
+// seed therefore decides the whole history, as long as nothing draws from another source of chance: the
+// order of a map, a select with several cases ready, timers of the same moment.
 //
 // A mutex must not be held by someone who waits for time to pass while another waits for the mutex: time
 // stands still then.
@@ -190,9 +192,7 @@ func (s *Sched) rank(label string) uint64 {
 }
 
 func hashString(x string) uint64 {
-	h := fnv.New64a()
-	h.Write([]byte(x))
-	return h.Sum64()
+	return xxh3.HashString(x)
 }
 
 // SetGate makes every call on the FS and its files pass the scheduler first, as "op:kind of file ...",
