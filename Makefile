@@ -56,9 +56,11 @@ fmt-check:
 
 vet:
 	go vet $(PKGS)
+	go vet -tags planted $(PKGS)
 
 lint:
 	go run $(STATICCHECK) $(PKGS)
+	go run $(STATICCHECK) -tags planted ./pool ./internal/planted
 
 tidy-check:
 	go mod tidy -diff

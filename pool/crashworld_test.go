@@ -210,10 +210,20 @@ func (w *world) newLife(calm bool) *life {
 	if w.rng.IntN(3) == 0 {
 		l.cutAt = 1 + w.rng.Int64N(80)
 	}
-	if w.rng.IntN(3) == 0 {
-		l.offline = w.rng.Perm(crashTargets)[:1+w.rng.IntN(4)/3]
+	if was := w.life; was != nil && len(was.offline) == 2 && was.calls.Load() >= was.offFrom && w.rng.IntN(2) == 0 {
+		for i := range crashTargets { // what only one target has heard of is away now
+			if !slices.Contains(was.offline, i) {
+				l.offline, l.offTo = []int{i}, 10+w.rng.Int64N(60)
+			}
+		}
+		w.stats.inc("lives without the target that was alone before")
+	} else if w.rng.IntN(3) == 0 {
+		l.offline = w.rng.Perm(crashTargets)[:1+w.rng.IntN(3)/2]
 		l.offFrom = w.rng.Int64N([...]int64{8, 40}[w.rng.IntN(2)])
 		l.offTo = l.offFrom + 10 + w.rng.Int64N(60)
+		if len(l.offline) == 2 && w.rng.IntN(2) == 0 {
+			l.cutAt = l.offFrom + 1 + w.rng.Int64N(l.offTo-l.offFrom)
+		}
 		w.stats.inc([...]string{"", "lives with a target away", "lives with two targets away"}[len(l.offline)])
 	}
 	l.liar = -1

@@ -324,9 +324,6 @@ func rewrite(f vfs.File) error {
 func (r *recovery) begin() (*Log, error) {
 	l := newLog(r.o, r.id.log)
 	m := &l.meta
-	if planted.Bug("recovery: term not changed") {
-		l.term, m.term = r.pos.term, r.pos.term
-	}
 	m.seq, m.number, m.bytes = r.metaSeq, r.chain, r.chainLen
 	if err := m.rotateLocked(r.lastMeta + 1); err != nil {
 		return nil, err
