@@ -88,17 +88,22 @@ func (p *Pool) localCheckpoint(ctx context.Context) (*writeback.Frozen, error) {
 	if err != nil {
 		return nil, err
 	}
-	state, err := p.encodeState()
-	if err != nil {
-		return nil, err
-	}
-	if err := p.log.WriteCheckpoint(c, state); err != nil {
+	if err := p.writeCheckpoint(c); err != nil {
 		if p.log.Failed() != nil {
 			return nil, err
 		}
 		p.o.Log.Warn("local checkpoint not written; the one before holds", "pool", p.o.Name, "err", err)
 	}
 	return c.Frozen, nil
+}
+
+// writeCheckpoint writes a local checkpoint as of c with the maps as they are.
+func (p *Pool) writeCheckpoint(c *writeback.Checkpoint) error {
+	state, err := p.encodeState()
+	if err != nil {
+		return err
+	}
+	return p.log.WriteCheckpoint(c, state)
 }
 
 // checkpointIfDue publishes a checkpoint if the root names enough cuts.

@@ -176,16 +176,27 @@ func final(err error) bool {
 	return false
 }
 
-// settle writes a local checkpoint of maps that were read from the targets.
+// settle writes a local checkpoint of maps that were read from the targets. Without it nothing may be
+// served: there is none before it, and a tier without one takes its maps from the targets again. A log that
+// holds unpublished records all the same was served without a checkpoint, by an earlier release: they stay,
+// and the checkpoint waits for the next one that is due.
 func (p *Pool) settle(ctx context.Context) error {
-	f, err := p.localCheckpoint(ctx)
-	if err != nil {
-		return err
+	if p.log.Unpublished().Oldest.IsZero() {
+		c, err := p.log.FreezeAndRotate(ctx)
+		if err != nil {
+			return err
+		}
+		if err := p.writeCheckpoint(c); err != nil {
+			return err
+		}
+		if err := p.log.Publish(c.Frozen); err != nil {
+			return err
+		}
 	}
 	p.mu.Lock()
 	p.claimed = true
 	p.mu.Unlock()
-	return p.log.Publish(f)
+	return nil
 }
 
 // catchUp applies the cuts that the root names and the maps do not have yet; with record, each is put on
