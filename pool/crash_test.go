@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/cryptotest"
 	"testing/synctest"
@@ -50,7 +51,7 @@ func TestCrash(t *testing.T) {
 		n = 1
 	}
 	t.Logf("seeds from %d", seed)
-	for i := 0; (i < n || time.Now().Before(until)) && !t.Failed(); i++ {
+	for i := 0; (i < n || time.Now().Before(until)) && !t.Failed() && !outOfCPU(t); i++ {
 		if _, err := runHistory(t, seed+uint64(i), &stats); err != nil {
 			t.Error(err)
 		}
@@ -86,6 +87,20 @@ func TestCrash(t *testing.T) {
 			t.Errorf("%s: never: the histories do not reach what they are for", what)
 		}
 	}
+}
+
+// outOfCPU tells whether the process has used more processor time than GRAINDISK_CPU, a duration, allows.
+func outOfCPU(t *testing.T) bool {
+	s := os.Getenv("GRAINDISK_CPU")
+	if s == "" {
+		return false
+	}
+	limit, err := time.ParseDuration(s)
+	var used syscall.Rusage
+	if err = errors.Join(err, syscall.Getrusage(syscall.RUSAGE_SELF, &used)); err != nil {
+		t.Fatal("GRAINDISK_CPU:", err)
+	}
+	return time.Duration(used.Utime.Nano()+used.Stime.Nano()) > limit
 }
 
 // crashHistoriesTelling is from how many histories on every kind of event must have come up.
@@ -352,7 +367,7 @@ func (w *world) work() (dead bool, err error) {
 
 // died passes on an error of a process that lives, unless the log has stopped after a fault.
 func (w *world) died(err error) (bool, error) {
-	if w.life.hurt.Load() && errors.Is(err, writeback.ErrFailed) && !w.fs.WasCut() {
+	if w.life.hurt.Load() && w.p.log.Failed() != nil && !w.fs.WasCut() {
 		w.note("stopped: %v", err)
 		w.stats.inc("lives that a fault ended")
 		return true, nil
@@ -370,7 +385,7 @@ func (w *world) closeClean() error {
 	p := w.p
 	w.p = nil // Close ends it, come what may
 	if err := p.Close(w.life.ctx); err != nil {
-		if w.fs.WasCut() || w.life.hurt.Load() && errors.Is(err, writeback.ErrFailed) {
+		if w.fs.WasCut() || w.life.hurt.Load() && (errors.Is(err, writeback.ErrFailed) || errors.Is(err, syscall.EIO) || errors.Is(err, syscall.ENOSPC)) {
 			w.down(w.drawLoss())
 			return nil
 		}
@@ -380,6 +395,7 @@ func (w *world) closeClean() error {
 		return fmt.Errorf("after a clean close: %w", err)
 	}
 	w.model.Published(p.pubCut(), mark)
+	w.newest = max(w.newest, p.pubCut())
 	w.disksPublished(w.created())
 	w.down(lostNothing)
 	w.moveOn()

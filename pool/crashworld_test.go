@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"path"
 	"slices"
@@ -24,6 +25,7 @@ import (
 	"graindisk/backend/backendtest"
 	"graindisk/block"
 	"graindisk/internal/crashtest"
+	"graindisk/pool/root"
 	"graindisk/vdisk"
 	"graindisk/vdisk/densetree"
 )
@@ -48,6 +50,8 @@ const (
 	crashWait       = 24 * time.Hour // after which a request counts as hung; nearly always in a bubble's time
 	sectorsPerBlock = block.Size / crashtest.SectorSize
 )
+
+const never = math.MaxInt64
 
 // errDead is what the targets say to a process that has died.
 var errDead = errors.New("the process is dead")
@@ -82,13 +86,14 @@ type world struct {
 	auto   bool // cuts happen by age as well
 	tight  bool // checkpoints, local and published, come often
 
-	p     *Pool
-	life  *life
-	loss  loss // since the disks were last checked
-	exact map[uint64][][]byte
-	stale []*life // of dead processes; late requests may still be on their way
-	stats *crashStats
-	trace *trace
+	p      *Pool
+	life   *life
+	loss   loss // since the disks were last checked
+	exact  map[uint64][][]byte
+	newest uint64  // cut that was said to be published
+	stale  []*life // of dead processes; late requests may still be on their way
+	stats  *crashStats
+	trace  *trace
 }
 
 // crashDisk is a disk of the world. Its number in the model is its number in the pool.
@@ -182,9 +187,15 @@ type life struct {
 	offFrom int64
 	offTo   int64
 	stats   *crashStats
-	liar    int         // target of which bytes arrive wrong; -1 is none
-	calm    atomic.Bool // see quiet
-	hurt    atomic.Bool // a fault of the tier was armed: the log may stop
+
+	rootPuts  atomic.Int64
+	offAtRoot int64 // the write of the root with which the targets go away; 0 is none
+	offCalls  int64 // for so many requests
+	offCut    bool  // and the power goes before they are back
+
+	liar int         // target of which bytes arrive wrong; -1 is none
+	calm atomic.Bool // see quiet
+	hurt atomic.Bool // a fault of the tier was armed: the log may stop
 
 	lostMu sync.Mutex
 	lost   map[block.SegmentID]int64 // blocks, as told by the maps
@@ -221,8 +232,9 @@ func (w *world) newLife(calm bool) *life {
 		l.offline = w.rng.Perm(crashTargets)[:1+w.rng.IntN(3)/2]
 		l.offFrom = w.rng.Int64N([...]int64{8, 40}[w.rng.IntN(2)])
 		l.offTo = l.offFrom + 10 + w.rng.Int64N(60)
-		if len(l.offline) == 2 && w.rng.IntN(2) == 0 {
-			l.cutAt = l.offFrom + 1 + w.rng.Int64N(l.offTo-l.offFrom)
+		if w.rng.IntN(2) == 0 { // just when the root is written
+			l.offFrom, l.offTo, l.offAtRoot = never, never, 1+w.rng.Int64N(40)
+			l.offCalls, l.offCut = 10+w.rng.Int64N(60), w.rng.IntN(2) == 0
 		}
 		w.stats.inc([...]string{"", "lives with a target away", "lives with two targets away"}[len(l.offline)])
 	}
@@ -255,6 +267,13 @@ func (l *life) quiet(on bool) bool {
 
 func (l *life) before(op, key string) error {
 	n := l.calls.Add(1)
+	if op == "put" && key == root.Key && l.rootPuts.Add(1) == l.offAtRoot {
+		l.offFrom, l.offTo = n, n+l.offCalls
+		if l.offCut {
+			l.cutAt = n + 1 + l.offCalls*2/3
+		}
+		l.stats.inc("targets that went away at a write of the root")
+	}
 	for _, i := range l.offline {
 		l.stores[i].SetOffline(n >= l.offFrom && n < l.offTo && !l.calm.Load())
 	}
@@ -541,7 +560,9 @@ func (w *world) check(all [][]byte) error {
 		err = w.model.CheckPrefix(read)
 	case lostHost:
 		cut := w.p.pubCut()
-		err = w.model.CheckCut(read, cut)
+		if err = w.model.CheckCut(read, cut); err == nil && cut < w.newest {
+			err = fmt.Errorf("the pool is back at cut %d, and cut %d was said to be published", cut, w.newest)
+		}
 		if was, ok := w.exact[cut]; ok && err == nil {
 			w.stats.exact.Add(1)
 			err = same(was, all)
@@ -680,7 +701,7 @@ func (c *client) draw(d *crashDisk) (vdisk.Op, []uint64) {
 	}
 	if c.w.hot > 0 && d.id == 1 && c.rng.IntN(2) == 0 {
 		sectors = c.w.hot * sectorsPerBlock
-		most = min(most, 2*sectorsPerBlock)
+		most = min(most, [...]int{4, 2 * sectorsPerBlock}[c.rng.IntN(2)])
 	}
 	first := c.rng.IntN(sectors)
 	count := 1 + c.rng.IntN(min(most, sectors-first))
@@ -723,6 +744,7 @@ func (c *client) publish(ctx context.Context) error {
 	}
 	cut := c.p.pubCut()
 	w.model.Published(cut, mark)
+	w.newest = max(w.newest, cut) // under one thread
 	w.stats.published.Add(1)
 	if !c.alone {
 		return nil
