@@ -2,7 +2,6 @@ package pool
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -236,7 +235,3 @@ func (l *life) tookLoss(id block.ExtentID, blocks uint32) {
 	}
 	l.lost[id.Segment()] += int64(blocks)
 }
-
-// errStopped is what a client makes of an error that an injected fault explains: the gateway is to be
-// started again, and nothing that was acknowledged may be lost.
-var errStopped = errors.New("the log stopped after a fault")

@@ -3,18 +3,13 @@ package pool
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/fnv"
-	"io"
 	"log/slog"
-	"maps"
 	"math"
 	"math/rand/v2"
 	"path"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -26,7 +21,6 @@ import (
 	"graindisk/block"
 	"graindisk/internal/crashtest"
 	"graindisk/pool/root"
-	"graindisk/vdisk"
 	"graindisk/vdisk/densetree"
 )
 
@@ -105,78 +99,6 @@ type crashDisk struct {
 	published bool // its creation
 }
 
-// crashStats counts what the histories went through.
-type crashStats struct {
-	histories, opens, checks, twice            atomic.Int64
-	crashes                                    [lostHost + 1]atomic.Int64
-	inRecovery, atStore, published, ops, exact atomic.Int64
-
-	mu     sync.Mutex
-	counts map[string]int64
-	states map[uint64]bool // hashes of what was durable when a life had ended
-}
-
-// inc counts something by its name.
-func (s *crashStats) inc(what string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.counts == nil {
-		s.counts = map[string]int64{}
-	}
-	s.counts[what]++
-}
-
-func (s *crashStats) count(what string) int64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.counts[what]
-}
-
-// state notes what is durable now, on the tier and at the targets.
-func (s *crashStats) state(w *world) {
-	h := fnv.New64a()
-	fmt.Fprint(h, w.fs.Hash())
-	for _, g := range w.stores {
-		for _, key := range g.Keys() {
-			io.WriteString(h, key)
-		}
-		h.Write(g.root())
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.states == nil {
-		s.states = map[uint64]bool{}
-	}
-	s.states[h.Sum64()] = true
-}
-
-// lines are all counts by name, a few to a line.
-func (s *crashStats) lines() (out []string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	out = []string{fmt.Sprintf("%d distinct durable states", len(s.states))}
-	group := ""
-	for _, what := range slices.Sorted(maps.Keys(s.counts)) {
-		if g := strings.Fields(what)[0]; g != group {
-			group, out = g, append(out, "")
-		}
-		last := &out[len(out)-1]
-		if *last != "" {
-			*last += ", "
-		}
-		*last += fmt.Sprintf("%s: %d", what, s.counts[what])
-	}
-	return out
-}
-
-func (s *crashStats) String() string {
-	return fmt.Sprintf("%d histories, %d opens, %d process crashes, %d power cuts, %d lost hosts, %d clean closes; "+
-		"%d cut at a request to a target, %d inside recovery; %d states checked, %d of them as exact cuts, %d recovered twice; %d operations, %d publications",
-		s.histories.Load(), s.opens.Load(), s.crashes[lostProcess].Load(), s.crashes[lostPower].Load(), s.crashes[lostHost].Load(),
-		s.crashes[lostNothing].Load(), s.atStore.Load(), s.inRecovery.Load(), s.checks.Load(), s.exact.Load(), s.twice.Load(),
-		s.ops.Load(), s.published.Load())
-}
-
 // life is one process as its targets see it: when it dies, and when a target goes away.
 type life struct {
 	fs      *crashtest.FS
@@ -229,7 +151,7 @@ func (w *world) newLife(calm bool) *life {
 		}
 		w.stats.inc("lives without the target that was alone before")
 	} else if w.rng.IntN(3) == 0 {
-		l.offline = w.rng.Perm(crashTargets)[:1+w.rng.IntN(3)/2]
+		l.offline = w.rng.Perm(crashTargets)[:1+w.rng.IntN(2)]
 		l.offFrom = w.rng.Int64N([...]int64{8, 40}[w.rng.IntN(2)])
 		l.offTo = l.offFrom + 10 + w.rng.Int64N(60)
 		if w.rng.IntN(2) == 0 { // just when the root is written
@@ -321,36 +243,6 @@ func newWorld(seed uint64, sched *crashtest.Sched, tr *trace, stats *crashStats)
 
 func (w *world) note(format string, args ...any) {
 	fmt.Fprintf(w.trace, "---- "+format+"\n", args...)
-}
-
-// trace keeps what the world and the pools say, for the day a check fails.
-type trace struct {
-	mu    sync.Mutex
-	lines []string
-	hash  uint64 // of what was scheduled
-}
-
-// choice notes what the scheduler let go on.
-func (t *trace) choice(label string) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.lines = append(t.lines, "     > "+label)
-}
-
-// show prints the end of it.
-func (t *trace) show(tb testing.TB) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, line := range t.lines[max(0, len(t.lines)-250):] {
-		tb.Log(line)
-	}
-}
-
-func (t *trace) Write(p []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.lines = append(t.lines, strings.TrimSuffix(string(p), "\n"))
-	return len(p), nil
 }
 
 // options are those of a process with the given life on the given file system.
@@ -588,227 +480,6 @@ func same(a, b [][]byte) error {
 		}
 	}
 	return nil
-}
-
-// stampSector fills a sector with what tells operation op on it from any other.
-//
-//	0    8      16     24    28
-//	+----+------+------+-----+------------+
-//	| op | disk | lba  | crc | filling... |
-//	+----+------+------+-----+------------+
-func stampSector(b []byte, op uint64, disk block.DiskID, sector block.LBA) {
-	le := binary.LittleEndian
-	le.PutUint64(b, op)
-	le.PutUint64(b[8:], uint64(disk))
-	le.PutUint64(b[16:], uint64(sector))
-	x := op*0x9e3779b97f4a7c15 ^ uint64(sector)
-	for i := 28; i < crashtest.SectorSize; i += 4 {
-		x = x*6364136223846793005 + 1442695040888963407
-		le.PutUint32(b[i:], uint32(x>>32))
-	}
-	le.PutUint32(b[24:], block.CRC(b[:24])^block.CRC(b[28:]))
-}
-
-var zeroSector [crashtest.SectorSize]byte
-
-func parseSector(b []byte) (crashtest.Stamp, error) {
-	if bytes.Equal(b, zeroSector[:]) {
-		return crashtest.Stamp{}, nil
-	}
-	le := binary.LittleEndian
-	if le.Uint32(b[24:]) != block.CRC(b[:24])^block.CRC(b[28:]) {
-		return crashtest.Stamp{}, fmt.Errorf("%w: %x...", crashtest.ErrNotStamped, b[:28])
-	}
-	return crashtest.Stamp{Op: le.Uint64(b), Disk: block.DiskID(le.Uint64(b[8:])), LBA: block.LBA(le.Uint64(b[16:]))}, nil
-}
-
-// client sends requests to the disks, one at a time.
-type client struct {
-	w       *world
-	p       *Pool
-	rng     *rand.Rand
-	name    string
-	creates bool // makes disks
-	alone   bool // no other client is at work
-}
-
-// step sends one request. An error of a living process is wrong.
-func (c *client) step(ctx context.Context) error {
-	c.w.sched.Park(c.name)
-	if c.rng.IntN(12) == 0 {
-		time.Sleep(time.Duration(c.rng.Int64N(int64(30 * time.Millisecond))))
-	}
-	d := c.w.disks[c.rng.IntN(len(c.w.disks))]
-	vd, err := c.p.Disk(d.name)
-	if errors.Is(err, ErrNoDisk) && !d.created { // one that is yet to be made, by the first client
-		if c.creates {
-			c.w.stats.inc("disks made in mid-life")
-			return c.w.createMissing(ctx, 1)
-		}
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	c.w.stats.ops.Add(1)
-	switch n := c.rng.IntN(100); {
-	case n < 6:
-		return c.publish(ctx)
-	case n < 16:
-		mark := c.w.model.Mark()
-		if err := vd.Flush(ctx); err != nil {
-			return err
-		}
-		c.w.model.Flushed(d.id, mark)
-		return nil
-	}
-	var ops []vdisk.Op
-	var ids []uint64
-	for range 1 + c.rng.IntN(4)/3*c.rng.IntN(4) {
-		op, issued := c.draw(d)
-		ops, ids = append(ops, op), append(ids, issued...)
-	}
-	stable := c.rng.IntN(10) == 0
-	if err := vd.Write(ctx, ops, stable); err != nil {
-		return err
-	}
-	for _, id := range ids {
-		if stable {
-			c.w.model.Stable(id)
-		} else {
-			c.w.model.Acked(id)
-		}
-	}
-	return nil
-}
-
-// draw makes up one write, trim or write of zeroes and issues it to the model. Every block is an
-// operation of its own to the model, since the log may split a write between blocks.
-func (c *client) draw(d *crashDisk) (vdisk.Op, []uint64) {
-	sectors := d.blocks * sectorsPerBlock
-	kind := vdisk.OpWrite
-	most := c.w.shape.writeBlocks * sectorsPerBlock
-	switch n := c.rng.IntN(20); {
-	case n < 2:
-		kind, most = vdisk.OpTrim, 64*sectorsPerBlock
-	case n < 4:
-		kind = vdisk.OpZero
-	case n < 8:
-		most = 12
-	}
-	if c.rng.IntN(2) == 0 {
-		most = min(most, sectorsPerBlock)
-	}
-	if c.w.hot > 0 && d.id == 1 && c.rng.IntN(2) == 0 {
-		sectors = c.w.hot * sectorsPerBlock
-		most = min(most, [...]int{4, 2 * sectorsPerBlock}[c.rng.IntN(2)])
-	}
-	first := c.rng.IntN(sectors)
-	count := 1 + c.rng.IntN(min(most, sectors-first))
-	if c.rng.IntN(4) > 0 && kind == vdisk.OpWrite && most >= sectorsPerBlock { // whole blocks
-		first -= first % sectorsPerBlock
-		count = max(count-count%sectorsPerBlock, sectorsPerBlock)
-	}
-	op := vdisk.Op{Kind: kind, Off: int64(first) * crashtest.SectorSize, Len: int64(count) * crashtest.SectorSize}
-	end := first + count
-	if kind == vdisk.OpTrim {
-		first = (first + sectorsPerBlock - 1) / sectorsPerBlock * sectorsPerBlock
-		end -= end % sectorsPerBlock
-	}
-	if kind == vdisk.OpWrite {
-		op.Data = make([]byte, op.Len)
-	}
-	var ids []uint64
-	for from := first; from < end; {
-		to := min(end, from/sectorsPerBlock*sectorsPerBlock+sectorsPerBlock)
-		if kind != vdisk.OpWrite {
-			ids = append(ids, c.w.model.IssueHole(d.id, block.LBA(from), to-from))
-		} else {
-			id, _ := c.w.model.IssueWrite(d.id, block.LBA(from), to-from)
-			for s := from; s < to; s++ {
-				stampSector(op.Data[(s-first)*crashtest.SectorSize:][:crashtest.SectorSize], id, d.id, block.LBA(s))
-			}
-			ids = append(ids, id)
-		}
-		from = to
-	}
-	return op, ids
-}
-
-// publish asks for a cut. With nobody else at work the cut is known to the byte.
-func (c *client) publish(ctx context.Context) error {
-	w := c.w
-	mark, there := w.model.Mark(), w.created()
-	if err := c.p.Publish(ctx); err != nil {
-		return err
-	}
-	cut := c.p.pubCut()
-	w.model.Published(cut, mark)
-	w.newest = max(w.newest, cut) // under one thread
-	w.stats.published.Add(1)
-	if !c.alone {
-		return nil
-	}
-	w.disksPublished(there)
-	if all, err := w.content(c.p); err == nil {
-		w.exact[cut] = all
-	}
-	return nil
-}
-
-// created are the disks there are.
-func (w *world) created() (there []*crashDisk) {
-	for _, d := range w.disks {
-		if d.created {
-			there = append(there, d)
-		}
-	}
-	return there
-}
-
-// disksPublished notes that a cut holds the making of these disks.
-func (w *world) disksPublished(there []*crashDisk) {
-	for _, d := range there {
-		d.published = true
-	}
-}
-
-// createMissing makes disks that are not there, in their order, at most so many.
-func (w *world) createMissing(ctx context.Context, most int) error {
-	for _, d := range w.disks {
-		if d.created {
-			continue
-		}
-		if most--; most < 0 {
-			return nil
-		}
-		if _, err := w.p.Disk(d.name); errors.Is(err, ErrNoDisk) {
-			if err := w.create(ctx, d); err != nil {
-				return err
-			}
-		}
-		d.created = true
-	}
-	return nil
-}
-
-// create makes a disk. The pool does not let go before the log has taken or refused the record, which the
-// log of a dead process may never do.
-func (w *world) create(ctx context.Context, d *crashDisk) error {
-	p, done := w.p, make(chan error, 1)
-	go func() {
-		vd, err := p.CreateDisk(ctx, d.name, int64(d.blocks)*block.Size)
-		if err == nil && vd.ID() != d.id {
-			err = fmt.Errorf("disk %s was made as number %d, not %d", d.name, vd.ID(), d.id)
-		}
-		done <- err
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }
 
 // files lists the tier for a person who looks for a bug.

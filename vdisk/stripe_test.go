@@ -80,6 +80,7 @@ func BenchmarkStripe(b *testing.B) {
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
 			s.RLock()
+			_ = b
 			s.RUnlock()
 		}
 	})
@@ -90,6 +91,7 @@ func BenchmarkRWMutex(b *testing.B) {
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
 			s.RLock()
+			_ = b
 			s.RUnlock()
 		}
 	})
