@@ -443,6 +443,7 @@ func (w *world) reader(all [][]byte) crashtest.Read {
 // check compares a pool that was just opened with the model, and makes what it shows the past.
 func (w *world) check(all [][]byte) error {
 	w.stats.checks.Add(1)
+	w.stats.inc("I1 states compared after a " + w.loss.String())
 	read := w.reader(all)
 	var err error
 	switch w.loss {
