@@ -131,17 +131,37 @@ func crashSeed(t *testing.T) (seed uint64, given bool) {
 	return seed, true
 }
 
-// historyTimeout is how long a history may take by the clock on the wall: it takes about a quarter of a second.
-const historyTimeout = 25 * time.Second
+// stuckAfter is how long nothing may happen in a history, by the clock on the wall: it takes a fifth of a second
+// of processor time in all.
+const stuckAfter = 40 * time.Second
+
+// watchHistory panics, with all stacks, when nothing happens in a history any more. It returns what ends it.
+func watchHistory(seed uint64, sched *atomic.Pointer[crashtest.Sched]) (end func()) {
+	done := make(chan struct{})
+	go func() {
+		tick := time.NewTicker(stuckAfter / 10)
+		defer tick.Stop()
+		for was, since := ^uint64(0), 0; since < 10; since++ {
+			select {
+			case <-done:
+				return
+			case <-tick.C:
+			}
+			if s := sched.Load(); s != nil && s.Moves() != was {
+				was, since = s.Moves(), 0
+			}
+		}
+		buf := make([]byte, 1<<20)
+		panic(fmt.Sprintf("GRAINDISK_SEED=%d hangs:\n%s", seed, buf[:runtime.Stack(buf, true)]))
+	}()
+	return func() { close(done) }
+}
 
 // runHistory runs one history in a new world and returns what was scheduled in it.
 func runHistory(t *testing.T, seed uint64, stats *crashStats) (tr *trace, err error) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // see crashtest.Sched
-	watch := time.AfterFunc(historyTimeout, func() {
-		buf := make([]byte, 1<<20)
-		panic(fmt.Sprintf("GRAINDISK_SEED=%d hangs:\n%s", seed, buf[:runtime.Stack(buf, true)]))
-	})
-	defer watch.Stop()
+	var sched atomic.Pointer[crashtest.Sched]
+	defer watchHistory(seed, &sched)()
 	if planted.Built {
 		fmt.Printf("history GRAINDISK_SEED=%d\n", seed) // for who finds a panic
 	}
@@ -149,15 +169,16 @@ func runHistory(t *testing.T, seed uint64, stats *crashStats) (tr *trace, err er
 		cryptotest.SetGlobalRandom(t, seed)
 		// A collection would make goroutines wait in places where the scheduler does not expect it.
 		defer debug.SetGCPercent(debug.SetGCPercent(-1))
-		tr, err = history(t, seed, stats)
+		tr, err = history(t, seed, stats, &sched)
 	})
 	runtime.GC()
 	return tr, err
 }
 
-func history(t *testing.T, seed uint64, stats *crashStats) (tr *trace, err error) {
+func history(t *testing.T, seed uint64, stats *crashStats, at *atomic.Pointer[crashtest.Sched]) (tr *trace, err error) {
 	tr = &trace{}
 	sched := crashtest.NewSched(seed, tr.choice)
+	at.Store(sched)
 	defer sched.Stop()
 	jitter = seededJitter(seed)
 	w, err := newWorld(seed, sched, tr, stats)

@@ -104,6 +104,10 @@ func (s *Sched) Hash() (hash, steps uint64) {
 	return s.hash, s.steps
 }
 
+// Moves counts the calls that came in so far. Unlike the other methods it may be called from outside the
+// bubble, to see whether anything still happens there.
+func (s *Sched) Moves() uint64 { return s.moves.Load() }
+
 func (s *Sched) poke() {
 	select {
 	case s.wake <- struct{}{}:
