@@ -419,7 +419,7 @@ func (w *world) closeClean() error {
 		return fmt.Errorf("after a clean close: %w", err)
 	}
 	w.model.Published(p.pubCut(), mark)
-	w.newest = max(w.newest, p.pubCut())
+	w.saidPublished(p.pubCut())
 	w.disksPublished(w.created())
 	w.down(lostNothing)
 	w.moveOn()

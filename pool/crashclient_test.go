@@ -32,7 +32,7 @@ func (c *client) step(ctx context.Context) error {
 	}
 	d := c.w.disks[c.rng.IntN(len(c.w.disks))]
 	vd, err := c.p.Disk(d.name)
-	if errors.Is(err, ErrNoDisk) && !d.created { // one that is yet to be made, by the first client
+	if errors.Is(err, ErrNoDisk) && !d.created.Load() { // one that is yet to be made, by the first client
 		if c.creates {
 			c.w.stats.inc("disks made in mid-life")
 			return c.w.createMissing(ctx, 1)
@@ -136,7 +136,7 @@ func (c *client) publish(ctx context.Context) error {
 	}
 	cut := c.p.pubCut()
 	w.model.Published(cut, mark)
-	w.newest = max(w.newest, cut) // under one thread
+	w.saidPublished(cut)
 	w.stats.published.Add(1)
 	if !c.alone {
 		return nil
@@ -148,10 +148,16 @@ func (c *client) publish(ctx context.Context) error {
 	return nil
 }
 
+// saidPublished notes that the pool said so of a cut.
+func (w *world) saidPublished(cut uint64) {
+	for was := w.newest.Load(); was < cut && !w.newest.CompareAndSwap(was, cut); was = w.newest.Load() {
+	}
+}
+
 // created are the disks there are.
 func (w *world) created() (there []*crashDisk) {
 	for _, d := range w.disks {
-		if d.created {
+		if d.created.Load() {
 			there = append(there, d)
 		}
 	}
@@ -161,14 +167,14 @@ func (w *world) created() (there []*crashDisk) {
 // disksPublished notes that a cut holds the making of these disks.
 func (w *world) disksPublished(there []*crashDisk) {
 	for _, d := range there {
-		d.published = true
+		d.published.Store(true)
 	}
 }
 
 // createMissing makes disks that are not there, in their order, at most so many.
 func (w *world) createMissing(ctx context.Context, most int) error {
 	for _, d := range w.disks {
-		if d.created {
+		if d.created.Load() {
 			continue
 		}
 		if most--; most < 0 {
@@ -179,7 +185,7 @@ func (w *world) createMissing(ctx context.Context, most int) error {
 				return err
 			}
 		}
-		d.created = true
+		d.created.Store(true)
 	}
 	return nil
 }

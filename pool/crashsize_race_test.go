@@ -3,4 +3,4 @@
 package pool
 
 // crashHistories is lower here: the race detector makes a history ten times as slow.
-const crashHistories = 12
+const crashHistories = 8

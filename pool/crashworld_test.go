@@ -84,8 +84,8 @@ type world struct {
 	life   *life
 	loss   loss // since the disks were last checked
 	exact  map[uint64][][]byte
-	newest uint64  // cut that was said to be published
-	stale  []*life // of dead processes; late requests may still be on their way
+	newest atomic.Uint64 // cut that was said to be published
+	stale  []*life       // of dead processes; late requests may still be on their way
 	stats  *crashStats
 	trace  *trace
 }
@@ -95,8 +95,8 @@ type crashDisk struct {
 	id        block.DiskID
 	name      string
 	blocks    int
-	created   bool
-	published bool // its creation
+	created   atomic.Bool
+	published atomic.Bool // its creation
 }
 
 // life is one process as its targets see it: when it dies, and when a target goes away.
@@ -417,15 +417,15 @@ func (w *world) content(p *Pool) ([][]byte, error) {
 		all[i] = make([]byte, d.blocks*block.Size)
 		vd, err := p.Disk(d.name)
 		switch {
-		case errors.Is(err, ErrNoDisk) && (!d.created || w.loss == lostHost && !d.published):
-			d.created = false
+		case errors.Is(err, ErrNoDisk) && (!d.created.Load() || w.loss == lostHost && !d.published.Load()):
+			d.created.Store(false)
 			continue
 		case err != nil:
 			return nil, err
 		case vd.ID() != d.id || vd.Size() != int64(d.blocks)*block.Size:
 			return nil, fmt.Errorf("disk %s came back with number %d and %d bytes", d.name, vd.ID(), vd.Size())
 		}
-		d.created = true
+		d.created.Store(true)
 		if err := vd.Read(w.life.ctx, all[i], 0); err != nil {
 			return nil, err
 		}
@@ -453,8 +453,8 @@ func (w *world) check(all [][]byte) error {
 		err = w.model.CheckPrefix(read)
 	case lostHost:
 		cut := w.p.pubCut()
-		if err = w.model.CheckCut(read, cut); err == nil && cut < w.newest {
-			err = fmt.Errorf("the pool is back at cut %d, and cut %d was said to be published", cut, w.newest)
+		if err = w.model.CheckCut(read, cut); err == nil && cut < w.newest.Load() {
+			err = fmt.Errorf("the pool is back at cut %d, and cut %d was said to be published", cut, w.newest.Load())
 		}
 		if was, ok := w.exact[cut]; ok && err == nil {
 			w.stats.exact.Add(1)
