@@ -16,6 +16,7 @@ import (
 	"graindisk/grains/extent"
 	"graindisk/grains/fetch"
 	"graindisk/grains/segment"
+	"graindisk/internal/planted"
 	"graindisk/pool/root"
 	"graindisk/tier"
 	"graindisk/vdisk"
@@ -338,6 +339,9 @@ func (p *Pool) openFresh(ctx context.Context, view *root.Copy) error {
 	if err := p.claim(ctx, root.ClaimOptions{Consent: consent}); err != nil {
 		return withTakeover(err)
 	}
+	if planted.Bug("root: maps of a copy that was never committed") {
+		p.val = view.Val
+	}
 	if err := p.loadRoot(ctx, p.value()); err != nil {
 		return err
 	}
@@ -380,6 +384,9 @@ func (p *Pool) claim(ctx context.Context, o root.ClaimOptions) error {
 		p.mu.Lock()
 		p.val.State = root.Held // claimed, or as good as: replaying the record says so too
 		p.mu.Unlock()
+		if planted.Bug("claim: epoch not on record") {
+			return nil
+		}
 		return p.log.AppendMeta(metaEpoch, encodeEpoch(b.Epoch))
 	}
 	v, err := p.reg.Claim(ctx, o)
