@@ -339,10 +339,11 @@ func (p *Pool) openFresh(ctx context.Context, view *root.Copy) error {
 	if err := p.claim(ctx, root.ClaimOptions{Consent: consent}); err != nil {
 		return withTakeover(err)
 	}
+	v := p.value()
 	if planted.Bug("root: maps of a copy that was never committed") {
-		p.val = view.Val
+		v = view.Val
 	}
-	if err := p.loadRoot(ctx, p.value()); err != nil {
+	if err := p.loadRoot(ctx, v); err != nil {
 		return err
 	}
 	if err := p.log.DropThrough(p.pub.horizon); err != nil {
