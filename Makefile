@@ -33,7 +33,8 @@ azurite:
 	@test/azure/install.sh
 
 test: test-tools minio azurite
-	@scripts/gotest.sh -count=1 -timeout 15m $(PKGS)
+	@GRAINDISK_FRESH=75s scripts/gotest.sh -count=1 -timeout 15m $(PKGS)
+	@scripts/gotest.sh -count=1 -timeout 15m -tags planted -run '^TestPlanted$$' ./pool
 
 # The same under the race detector, the gateway that the tests start included.
 race: test-tools minio azurite
@@ -58,9 +59,11 @@ fmt-check:
 
 vet:
 	go vet $(PKGS)
+	go vet -tags planted $(PKGS)
 
 lint:
 	go run $(STATICCHECK) $(PKGS)
+	go run $(STATICCHECK) -tags planted ./pool ./internal/planted
 
 tidy-check:
 	go mod tidy -diff

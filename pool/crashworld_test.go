@@ -3,15 +3,15 @@ package pool
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"path"
-	"strings"
-	"sync"
+	"slices"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -20,18 +20,31 @@ import (
 	"graindisk/block"
 	"graindisk/grains/segment"
 	"graindisk/internal/crashtest"
-	"graindisk/vdisk"
+	"graindisk/pool/root"
 )
 
-// The pools of these tests: small enough that files fill, slots are reused and cuts have many segments.
-const (
-	crashSlotBytes    = 32 * block.Size
-	crashSlots        = 24
-	crashSegmentBytes = 64 << 10
-	crashTargets      = 3
-	crashWait         = 60 * time.Second // after which a request counts as hung
-	sectorsPerBlock   = block.Size / crashtest.SectorSize
+// The pools of these tests are of two shapes. Most are small: files fill, slots are reused, cuts have many
+// segments. Some are large enough for whole batches and for stripes of more than one data shard.
+type crashShape struct {
+	slotBytes, segmentBytes int64
+	slots                   int
+	blocks                  int // of a disk, at least; up to twice as many
+	writeBlocks             int // at most in one write
+	steps                   int // of a life at most
+}
+
+var (
+	smallPool = crashShape{32 * block.Size, 64 << 10, 24, 64, 12, 80}
+	largePool = crashShape{640 * block.Size, smallBytes + 5*GrainBytes, 14, 640, 200, 24}
 )
+
+const (
+	crashTargets    = 3
+	crashWait       = 24 * time.Hour // after which a request counts as hung; nearly always in a bubble's time
+	sectorsPerBlock = block.Size / crashtest.SectorSize
+)
+
+const never = math.MaxInt64
 
 // errDead is what the targets say to a process that has died.
 var errDead = errors.New("the process is dead")
@@ -54,22 +67,28 @@ func (l loss) String() string {
 // A block of the model is one sector of a disk, so that writes below a block can be told apart.
 type world struct {
 	rng    *rand.Rand
-	stores [crashTargets]*backendtest.Memory
+	sched  *crashtest.Sched // nil: everything goes on at once
+	stores [crashTargets]*guarded
 	fs     *crashtest.FS
+	shape  crashShape
+	level0 int // entries of a map in memory, and
+	run    int // in one run: small in some histories, so that they merge; 0 is the default
+	codec  segment.Codec
+	hot    int // blocks of the first disk that many writes go to; 0 is none
+	slots  int // of the tier, in this life
 	model  *crashtest.Model
 	disks  []*crashDisk
 	auto   bool // cuts happen by age as well
 	tight  bool // checkpoints, local and published, come often, and publications are recorded in pieces
-	small  bool // the trees merge often
-	codec  segment.Codec
 
-	p     *Pool
-	life  *life
-	loss  loss // since the disks were last checked
-	exact map[uint64][][]byte
-	stale []*life // of dead processes; late requests may still be on their way
-	stats *crashStats
-	trace *trace
+	p      *Pool
+	life   *life
+	loss   loss // since the disks were last checked
+	exact  map[uint64][][]byte
+	newest atomic.Uint64 // cut that was said to be published
+	stale  []*life       // of dead processes; late requests may still be on their way
+	stats  *crashStats
+	trace  *trace
 }
 
 // crashDisk is a disk of the world. Its number in the model is its number in the pool.
@@ -77,26 +96,8 @@ type crashDisk struct {
 	id        block.DiskID
 	name      string
 	blocks    int
-	created   bool
-	published bool // its creation
-}
-
-// crashStats counts what the histories went through.
-type crashStats struct {
-	histories, opens, checks, twice            atomic.Int64
-	crashes                                    [lostHost + 1]atomic.Int64
-	inRecovery, atStore, published, ops, exact atomic.Int64
-	mapRuns                                    atomic.Int64 // runs in files that opens found
-	recounts, compacted, trapped               atomic.Int64
-}
-
-func (s *crashStats) String() string {
-	return fmt.Sprintf("%d histories, %d opens, %d process crashes, %d power cuts, %d lost hosts, %d clean closes; "+
-		"%d cut at a request to a target, %d inside recovery; %d states checked, %d of them as exact cuts, %d recovered twice; %d operations, %d publications; "+
-		"%d map runs opened; %d usage tables recounted, %d of them after compaction, with %d trapped blocks",
-		s.histories.Load(), s.opens.Load(), s.crashes[lostProcess].Load(), s.crashes[lostPower].Load(), s.crashes[lostHost].Load(),
-		s.crashes[lostNothing].Load(), s.atStore.Load(), s.inRecovery.Load(), s.checks.Load(), s.exact.Load(), s.twice.Load(),
-		s.ops.Load(), s.published.Load(), s.mapRuns.Load(), s.recounts.Load(), s.compacted.Load(), s.trapped.Load())
+	created   atomic.Bool
+	published atomic.Bool // its creation
 }
 
 // life is one process as its targets see it: when it dies, and when a target goes away.
@@ -105,42 +106,33 @@ type life struct {
 	stores  [crashTargets]*backendtest.Faulty
 	calls   atomic.Int64
 	cutAt   int64 // the power goes at this request; 0 is never
-	offline int   // target that is away during requests [offFrom, offTo); -1 is none
+	offline []int // targets that are away during requests [offFrom, offTo)
 	offFrom int64
 	offTo   int64
 	stats   *crashStats
+
+	rootPuts  atomic.Int64
+	offAtRoot int64 // the write of the root with which the targets go away; 0 is none
+	offCalls  int64 // for so many requests
+	offCut    bool  // and the power goes before they are back
+
+	liar int         // target of which bytes arrive wrong; -1 is none
+	calm atomic.Bool // see quiet
+	hurt atomic.Bool // a fault of the tier was armed: the log may stop
 
 	// ctx ends with the process: what waits for a dead one would wait for ever.
 	ctx    context.Context
 	cancel context.CancelFunc
 }
 
-// watch ends ctx when the power goes.
-func (l *life) watch() {
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for {
-		select {
-		case <-l.ctx.Done():
-			return
-		case <-tick.C:
-			if l.fs.WasCut() {
-				l.cancel()
-			}
-		}
-	}
-}
-
 // newLife draws what happens between a new process and its targets.
 func (w *world) newLife(calm bool) *life {
-	l := &life{fs: w.fs, offline: -1, stats: w.stats}
+	l := &life{fs: w.fs, stats: w.stats}
 	l.ctx, l.cancel = context.WithTimeout(context.Background(), crashWait)
-	go l.watch()
+	l.fs.SetGate(w.sched)
+	l.fs.OnPowerCut(l.cancel)
 	for i := range l.stores {
 		l.stores[i] = backendtest.NewFaulty(w.stores[i], w.rng.Uint64())
-		if !calm {
-			l.stores[i].SetRates(backendtest.Rates{backendtest.Refused: 0.01, backendtest.LostReply: 0.02, backendtest.Late: 0.01})
-		}
 		l.stores[i].Before = l.before
 	}
 	if calm {
@@ -149,17 +141,61 @@ func (w *world) newLife(calm bool) *life {
 	if w.rng.IntN(3) == 0 {
 		l.cutAt = 1 + w.rng.Int64N(80)
 	}
-	if w.rng.IntN(3) == 0 {
-		l.offline, l.offFrom = w.rng.IntN(crashTargets), w.rng.Int64N([...]int64{8, 40}[w.rng.IntN(2)])
+	if was := w.life; was != nil && len(was.offline) == 2 && was.calls.Load() >= was.offFrom && w.rng.IntN(2) == 0 {
+		for i := range crashTargets { // what only one target has heard of is away now
+			if !slices.Contains(was.offline, i) {
+				l.offline, l.offTo = []int{i}, 10+w.rng.Int64N(60)
+			}
+		}
+		w.stats.inc("lives without the target that was alone before")
+	} else if w.rng.IntN(3) == 0 {
+		l.offline = w.rng.Perm(crashTargets)[:1+w.rng.IntN(2)]
+		l.offFrom = w.rng.Int64N([...]int64{8, 40}[w.rng.IntN(2)])
 		l.offTo = l.offFrom + 10 + w.rng.Int64N(60)
+		if w.rng.IntN(2) == 0 { // just when the root is written
+			l.offFrom, l.offTo, l.offAtRoot = never, never, 1+w.rng.Int64N(40)
+			l.offCalls, l.offCut = 10+w.rng.Int64N(60), w.rng.IntN(2) == 0
+		}
+		w.stats.inc([...]string{"", "lives with a target away", "lives with two targets away"}[len(l.offline)])
 	}
+	l.liar = -1
+	if w.rng.IntN(4) == 0 {
+		l.liar = w.rng.IntN(crashTargets)
+		w.stats.inc("lives with a target that garbles")
+	}
+	l.quiet(false)
 	return l
+}
+
+// quiet ends all that befalls requests, or begins it; it reports whether the process lives.
+func (l *life) quiet(on bool) bool {
+	l.calm.Store(on)
+	for i, s := range l.stores {
+		r := backendtest.Rates{}
+		if !on {
+			r = backendtest.Rates{backendtest.Refused: 0.01, backendtest.Throttled: 0.005, backendtest.LostReply: 0.02, backendtest.Late: 0.01}
+			if i == l.liar {
+				r[backendtest.Flipped], r[backendtest.Truncated] = 0.03, 0.02
+			}
+		} else {
+			s.SetOffline(false)
+		}
+		s.SetRates(r)
+	}
+	return !l.fs.WasCut()
 }
 
 func (l *life) before(op, key string) error {
 	n := l.calls.Add(1)
-	if l.offline >= 0 {
-		l.stores[l.offline].SetOffline(n >= l.offFrom && n < l.offTo)
+	if op == "put" && key == root.Key && l.rootPuts.Add(1) == l.offAtRoot {
+		l.offFrom, l.offTo = n, n+l.offCalls
+		if l.offCut {
+			l.cutAt = n + 1 + l.offCalls*2/3
+		}
+		l.stats.inc("targets that went away at a write of the root")
+	}
+	for _, i := range l.offline {
+		l.stores[i].SetOffline(n >= l.offFrom && n < l.offTo && !l.calm.Load())
 	}
 	if n == l.cutAt && !l.fs.WasCut() {
 		l.stats.atStore.Add(1)
@@ -171,18 +207,31 @@ func (l *life) before(op, key string) error {
 	return nil
 }
 
-func newWorld(seed uint64, stats *crashStats) (*world, error) {
+func newWorld(seed uint64, sched *crashtest.Sched, tr *trace, stats *crashStats) (*world, error) {
 	w := &world{
-		rng: rand.New(rand.NewPCG(seed, 1)), model: crashtest.NewModel(), exact: map[uint64][][]byte{}, stats: stats, trace: &trace{},
+		sched: sched, rng: rand.New(rand.NewPCG(seed, 1)), model: crashtest.NewModel(), exact: map[uint64][][]byte{}, stats: stats, trace: tr,
 	}
 	for i := range w.stores {
-		w.stores[i] = backendtest.NewMemory(fmt.Sprintf("target-%d", i))
+		w.stores[i] = newGuarded(fmt.Sprintf("target-%d", i), w.rng.Uint64(), stats)
+		w.stores[i].SetListLag(w.rng.IntN(6))
 	}
+	w.shape = smallPool
+	if w.rng.IntN(8) == 0 {
+		w.shape = largePool
+		stats.inc("histories of large pools")
+	}
+	if w.rng.IntN(2) == 0 {
+		w.level0, w.run = 2+w.rng.IntN(12), 2+w.rng.IntN(20)
+		stats.inc("histories with small levels")
+	}
+	if w.rng.IntN(2) == 0 {
+		w.hot = 1 + w.rng.IntN(6)
+	}
+	w.slots = w.shape.slots
 	w.fs = crashtest.NewFS(crashtest.Options{Seed: w.rng.Uint64()})
-	w.auto, w.tight, w.small = w.rng.IntN(3) == 0, w.rng.IntN(2) == 0, w.rng.IntN(2) == 0
-	w.codec = segment.Codec(w.rng.IntN(3))
+	w.auto, w.tight, w.codec = w.rng.IntN(3) == 0, w.rng.IntN(2) == 0, segment.Codec(w.rng.IntN(3))
 	for i := range 2 + w.rng.IntN(2) {
-		d := &crashDisk{id: block.DiskID(i + 1), name: fmt.Sprintf("disk%d", i+1), blocks: 64 + w.rng.IntN(193)}
+		d := &crashDisk{id: block.DiskID(i + 1), name: fmt.Sprintf("disk%d", i+1), blocks: w.shape.blocks + w.rng.IntN(2*w.shape.blocks)}
 		w.disks = append(w.disks, d)
 		w.model.AddDisk(d.id, d.blocks*sectorsPerBlock)
 	}
@@ -194,36 +243,20 @@ func (w *world) note(format string, args ...any) {
 	fmt.Fprintf(w.trace, "---- "+format+"\n", args...)
 }
 
-// trace keeps what the world and the pools say, for the day a check fails.
-type trace struct {
-	mu    sync.Mutex
-	lines []string
-}
-
-func (t *trace) Write(p []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.lines = append(t.lines, strings.TrimSuffix(string(p), "\n"))
-	return len(p), nil
-}
-
 // options are those of a process with the given life on the given file system.
 func (w *world) options(fs *crashtest.FS, l *life) Options {
 	o := Options{
-		Name: "main", FS: fs, TierDir: "/tier", TierBytes: crashSlots * crashSlotBytes, SlotBytes: crashSlotBytes,
-		SegmentBytes: crashSegmentBytes, Compression: w.codec, MaxDirtyAge: time.Hour, Host: "host", Log: slog.New(slog.NewTextHandler(w.trace, &slog.HandlerOptions{Level: slog.LevelDebug})),
-	}
-	if w.small {
-		o.mapLevel0, o.mapRun = 4, 4
+		Name: "main", FS: fs, TierDir: "/tier", TierBytes: int64(w.slots) * w.shape.slotBytes, SlotBytes: w.shape.slotBytes,
+		SegmentBytes: w.shape.segmentBytes, Compression: w.codec, mapLevel0: w.level0, mapRun: w.run, MaxDirtyAge: time.Hour, Host: "host", Log: slog.New(slog.NewTextHandler(w.trace, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	if w.tight {
-		o.CheckpointCuts, o.CheckpointBytes, o.mapLevel0, o.mapRun, o.tableRows, o.publicationBytes = 6, 64<<10, 8, 6, 10, 300
+		o.CheckpointCuts, o.CheckpointBytes, o.tableRows, o.publicationBytes = 6, 64<<10, 10, 300
 	}
 	if w.auto {
 		o.MaxDirtyAge = 20 * time.Millisecond
 	}
 	for i, s := range l.stores {
-		o.Targets = append(o.Targets, Target{Name: fmt.Sprintf("t%d", i), Store: s})
+		o.Targets = append(o.Targets, Target{Name: fmt.Sprintf("t%d", i), Store: scheduled{s, w.sched}})
 	}
 	return o
 }
@@ -235,8 +268,15 @@ func (w *world) open() (bool, error) {
 	if recovering && w.rng.IntN(3) == 0 {
 		w.fs.CutAfter(1 + w.rng.IntN(60))
 	}
+	if w.rng.IntN(4) == 0 {
+		w.slots = w.shape.slots*3/4 + w.rng.IntN(w.shape.slots/2+1)
+		w.stats.inc("tier sizes drawn anew")
+	}
 	for try := 0; ; try++ {
 		w.life = w.newLife(false)
+		if w.rng.IntN(10) == 0 {
+			w.injure(20)
+		}
 		o := w.options(w.fs, w.life)
 		o.Takeover = w.loss == lostHost
 		p, err := Open(w.life.ctx, o)
@@ -262,8 +302,42 @@ func (w *world) open() (bool, error) {
 			return false, fmt.Errorf("open, %d times: %w", try+1, err)
 		}
 		w.note("open: %v", err)
+		if w.life.hurt.Load() { // as whoever starts the gateway again
+			w.stats.inc("opens that a fault ended")
+			w.life.cancel()
+			w.fs.SetGate(nil)
+			w.fs.ClearFaults()
+			continue
+		}
 		w.life.cancel()
 	}
+}
+
+// injure arms a fault of the tier's file system: calls of one kind fail, the first after at most skip others.
+func (w *world) injure(skip int) {
+	f := crashtest.Fault{
+		Op: [...]crashtest.Op{crashtest.OpSync, crashtest.OpSync, crashtest.OpWrite, crashtest.OpWrite, crashtest.OpSyncDir,
+			crashtest.OpCreate, crashtest.OpRemove}[w.rng.IntN(7)],
+		Path: [...]string{"", "tier/slot-*", "tier/slot-*", "tier/meta-*", "tier/ckpt-*"}[w.rng.IntN(5)],
+		Skip: w.rng.IntN(skip), Count: 1 + w.rng.IntN(3)*w.rng.IntN(2),
+	}
+	if w.rng.IntN(3) == 0 {
+		f.Err = syscall.ENOSPC
+	}
+	w.life.hurt.Store(true)
+	w.fs.Inject(f)
+	w.stats.inc("faults armed: " + f.Op.String())
+	w.note("armed: %+v", f)
+}
+
+// squeeze fills the tier's file system for a while.
+func (w *world) squeeze() {
+	w.life.hurt.Store(true)
+	fs := w.fs
+	fs.SetCapacity(fs.UsedBytes() + w.rng.Int64N(3*w.shape.slotBytes))
+	time.AfterFunc(time.Millisecond+time.Duration(w.rng.Int64N(int64(2*time.Second))), func() { fs.SetCapacity(0) })
+	w.stats.inc("tiers filled")
+	w.note("full")
 }
 
 // pubCut is the newest cut that the root is known to hold.
@@ -274,6 +348,11 @@ func (w *world) down(l loss) {
 	w.fs.PowerCut()
 	w.stop()
 	w.stats.crashes[l].Add(1)
+	if in := w.fs.CutIn(); in != "" {
+		w.stats.inc("power cut at " + in)
+	}
+	w.fs.ClearFaults()
+	w.fs.SetCapacity(0)
 	w.loss = max(w.loss, l)
 	w.note("%v", l)
 	switch l {
@@ -290,6 +369,7 @@ func (w *world) down(l loss) {
 		}
 		w.stale = w.stale[1:]
 	}
+	w.stats.state(w)
 }
 
 // stop ends the goroutines of a process that is dead already.
@@ -340,15 +420,15 @@ func (w *world) content(p *Pool) ([][]byte, error) {
 		all[i] = make([]byte, d.blocks*block.Size)
 		vd, err := p.Disk(d.name)
 		switch {
-		case errors.Is(err, ErrNoDisk) && (!d.created || w.loss == lostHost && !d.published):
-			d.created = false
+		case errors.Is(err, ErrNoDisk) && (!d.created.Load() || w.loss == lostHost && !d.published.Load()):
+			d.created.Store(false)
 			continue
 		case err != nil:
 			return nil, err
 		case vd.ID() != d.id || vd.Size() != int64(d.blocks)*block.Size:
 			return nil, fmt.Errorf("disk %s came back with number %d and %d bytes", d.name, vd.ID(), vd.Size())
 		}
-		d.created = true
+		d.created.Store(true)
 		if err := vd.Read(w.life.ctx, all[i], 0); err != nil {
 			return nil, err
 		}
@@ -366,6 +446,7 @@ func (w *world) reader(all [][]byte) crashtest.Read {
 // check compares a pool that was just opened with the model, and makes what it shows the past.
 func (w *world) check(all [][]byte) error {
 	w.stats.checks.Add(1)
+	w.stats.inc("I1 states compared after a " + w.loss.String())
 	read := w.reader(all)
 	var err error
 	switch w.loss {
@@ -375,7 +456,9 @@ func (w *world) check(all [][]byte) error {
 		err = w.model.CheckPrefix(read)
 	case lostHost:
 		cut := w.p.pubCut()
-		err = w.model.CheckCut(read, cut)
+		if err = w.model.CheckCut(read, cut); err == nil && cut < w.newest.Load() {
+			err = fmt.Errorf("the pool is back at cut %d, and cut %d was said to be published", cut, w.newest.Load())
+		}
 		if was, ok := w.exact[cut]; ok && err == nil {
 			w.stats.exact.Add(1)
 			err = same(was, all)
@@ -401,196 +484,6 @@ func same(a, b [][]byte) error {
 		}
 	}
 	return nil
-}
-
-// stampSector fills a sector with what tells operation op on it from any other.
-//
-//	0    8      16     24    28
-//	+----+------+------+-----+------------+
-//	| op | disk | lba  | crc | filling... |
-//	+----+------+------+-----+------------+
-func stampSector(b []byte, op uint64, disk block.DiskID, sector block.LBA) {
-	le := binary.LittleEndian
-	le.PutUint64(b, op)
-	le.PutUint64(b[8:], uint64(disk))
-	le.PutUint64(b[16:], uint64(sector))
-	x := op*0x9e3779b97f4a7c15 ^ uint64(sector)
-	for i := 28; i < crashtest.SectorSize; i += 4 {
-		x = x*6364136223846793005 + 1442695040888963407
-		le.PutUint32(b[i:], uint32(x>>32))
-	}
-	le.PutUint32(b[24:], block.CRC(b[:24])^block.CRC(b[28:]))
-}
-
-var zeroSector [crashtest.SectorSize]byte
-
-func parseSector(b []byte) (crashtest.Stamp, error) {
-	if bytes.Equal(b, zeroSector[:]) {
-		return crashtest.Stamp{}, nil
-	}
-	le := binary.LittleEndian
-	if le.Uint32(b[24:]) != block.CRC(b[:24])^block.CRC(b[28:]) {
-		return crashtest.Stamp{}, fmt.Errorf("%w: %x...", crashtest.ErrNotStamped, b[:28])
-	}
-	return crashtest.Stamp{Op: le.Uint64(b), Disk: block.DiskID(le.Uint64(b[8:])), LBA: block.LBA(le.Uint64(b[16:]))}, nil
-}
-
-// client sends requests to the disks, one at a time.
-type client struct {
-	w     *world
-	p     *Pool
-	rng   *rand.Rand
-	alone bool // no other client is at work
-}
-
-// step sends one request. An error of a living process is wrong.
-func (c *client) step(ctx context.Context) error {
-	d := c.w.disks[c.rng.IntN(len(c.w.disks))]
-	vd, err := c.p.Disk(d.name)
-	if err != nil {
-		return err
-	}
-	c.w.stats.ops.Add(1)
-	switch n := c.rng.IntN(100); {
-	case n < 6:
-		return c.publish(ctx)
-	case n < 16:
-		mark := c.w.model.Mark()
-		if err := vd.Flush(ctx); err != nil {
-			return err
-		}
-		c.w.model.Flushed(d.id, mark)
-		return nil
-	case n < 20:
-		return c.p.checkpointHere(ctx)
-	}
-	var ops []vdisk.Op
-	var ids []uint64
-	for range 1 + c.rng.IntN(4)/3*c.rng.IntN(4) {
-		op, issued := c.draw(d)
-		ops, ids = append(ops, op), append(ids, issued...)
-	}
-	stable := c.rng.IntN(10) == 0
-	if err := vd.Write(ctx, ops, stable); err != nil {
-		return err
-	}
-	for _, id := range ids {
-		if stable {
-			c.w.model.Stable(id)
-		} else {
-			c.w.model.Acked(id)
-		}
-	}
-	return nil
-}
-
-// draw makes up one write, trim or write of zeroes and issues it to the model. Every block is an
-// operation of its own to the model, since the log may split a write between blocks.
-func (c *client) draw(d *crashDisk) (vdisk.Op, []uint64) {
-	sectors := d.blocks * sectorsPerBlock
-	kind := vdisk.OpWrite
-	most := 12 * sectorsPerBlock
-	switch n := c.rng.IntN(20); {
-	case n < 2:
-		kind, most = vdisk.OpTrim, 64*sectorsPerBlock
-	case n < 4:
-		kind = vdisk.OpZero
-	case n < 8:
-		most = 12
-	}
-	if c.rng.IntN(2) == 0 {
-		most = min(most, sectorsPerBlock)
-	}
-	first := c.rng.IntN(sectors)
-	count := 1 + c.rng.IntN(min(most, sectors-first))
-	if c.rng.IntN(4) > 0 && kind == vdisk.OpWrite && most >= sectorsPerBlock { // whole blocks
-		first -= first % sectorsPerBlock
-		count = max(count-count%sectorsPerBlock, sectorsPerBlock)
-	}
-	op := vdisk.Op{Kind: kind, Off: int64(first) * crashtest.SectorSize, Len: int64(count) * crashtest.SectorSize}
-	end := first + count
-	if kind == vdisk.OpTrim {
-		first = (first + sectorsPerBlock - 1) / sectorsPerBlock * sectorsPerBlock
-		end -= end % sectorsPerBlock
-	}
-	if kind == vdisk.OpWrite {
-		op.Data = make([]byte, op.Len)
-	}
-	var ids []uint64
-	for from := first; from < end; {
-		to := min(end, from/sectorsPerBlock*sectorsPerBlock+sectorsPerBlock)
-		if kind != vdisk.OpWrite {
-			ids = append(ids, c.w.model.IssueHole(d.id, block.LBA(from), to-from))
-		} else {
-			id, _ := c.w.model.IssueWrite(d.id, block.LBA(from), to-from)
-			for s := from; s < to; s++ {
-				stampSector(op.Data[(s-first)*crashtest.SectorSize:][:crashtest.SectorSize], id, d.id, block.LBA(s))
-			}
-			ids = append(ids, id)
-		}
-		from = to
-	}
-	return op, ids
-}
-
-// publish asks for a cut. With nobody else at work the cut is known to the byte.
-func (c *client) publish(ctx context.Context) error {
-	w := c.w
-	mark := w.model.Mark()
-	if err := c.p.Publish(ctx); err != nil {
-		return err
-	}
-	cut := c.p.pubCut()
-	w.model.Published(cut, mark)
-	w.stats.published.Add(1)
-	if !c.alone {
-		return nil
-	}
-	for _, d := range w.disks {
-		d.published = true
-	}
-	if all, err := w.content(c.p); err == nil {
-		w.exact[cut] = all
-	}
-	return nil
-}
-
-// createMissing makes the disks that are not there.
-func (w *world) createMissing(ctx context.Context) error {
-	for _, d := range w.disks {
-		if d.created {
-			continue
-		}
-		if _, err := w.p.Disk(d.name); errors.Is(err, ErrNoDisk) {
-			vd, err := w.createDisk(ctx, d)
-			if err != nil {
-				return err
-			}
-			if vd.ID() != d.id {
-				return fmt.Errorf("disk %s was made as number %d, not %d", d.name, vd.ID(), d.id)
-			}
-		}
-		d.created = true
-	}
-	return nil
-}
-
-// createDisk makes a disk, unless the process dies first: a log that died while it looked for its first
-// slot waits until it is closed.
-func (w *world) createDisk(ctx context.Context, d *crashDisk) (*vdisk.Disk, error) {
-	var vd *vdisk.Disk
-	p, done := w.p, make(chan error, 1)
-	go func() {
-		var err error
-		vd, err = p.CreateDisk(ctx, d.name, int64(d.blocks)*block.Size)
-		done <- err
-	}()
-	select {
-	case err := <-done:
-		return vd, err
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
 }
 
 // files lists the tier for a person who looks for a bug.

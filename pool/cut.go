@@ -12,6 +12,7 @@ import (
 	"graindisk/block"
 	"graindisk/grains/cache"
 	"graindisk/grains/segment"
+	"graindisk/internal/planted"
 	"graindisk/pool/root"
 	"graindisk/vdisk"
 	"graindisk/vdisk/densetree"
@@ -344,6 +345,9 @@ func (p *Pool) publishCut(ctx context.Context, c *pendingCut) error {
 	}
 	segs := append(c.segs, &last)
 	infos := rec.AllSegments(last.info)
+	if planted.Bug("cut: on record before the root") {
+		_ = p.recordPublication(rec, infos, indexes(segs))
+	}
 	if err := p.commitCut(ctx, rec, last.info); err != nil {
 		return err
 	}
@@ -457,6 +461,10 @@ func (p *Pool) applyCut(rec *segment.CutRecord, infos []segment.Info, idx []*seg
 			holes := make([]densetree.Entry, len(ch.Unmaps))
 			for i, r := range ch.Unmaps {
 				holes[i] = densetree.Entry{LBA: r.LBA, Blocks: r.Blocks, Kind: densetree.Hole}
+			}
+			if planted.Bug("cut: unmaps after the blocks") {
+				defer t.Put(holes)
+				continue
 			}
 			t.Put(holes)
 		}

@@ -43,6 +43,7 @@ import (
 	"graindisk/grains/extent"
 	"graindisk/grains/fetch"
 	"graindisk/grains/segment"
+	"graindisk/internal/turn"
 	"graindisk/internal/vfs"
 	"graindisk/pool/root"
 	"graindisk/tier"
@@ -230,10 +231,10 @@ type Pool struct {
 	// mapsMu is held from a record of a change of the maps in the metadata log until the maps have
 	// changed, and over the making of a local checkpoint: that holds what the records before it say.
 	// It is taken before mu and never held while a target is waited for.
-	mapsMu sync.Mutex
+	mapsMu turn.Lock
 	// localMu is held over the writing of a local checkpoint, until it is known which files of the maps it
 	// needs. It is taken before mapsMu.
-	localMu sync.Mutex
+	localMu turn.Lock
 	// maps is held for reading while a map changes and what it lost is counted: see mapsNow.
 	maps sync.RWMutex
 	// replaying is set while the metadata log is read: maps then take what comes and merge later.

@@ -13,6 +13,7 @@ import (
 	"graindisk/backend"
 	"graindisk/block"
 	"graindisk/grains/segment"
+	"graindisk/internal/planted"
 	"graindisk/pool/root"
 )
 
@@ -178,7 +179,7 @@ func (p *Pool) putShards(ctx context.Context, s *segment.Sealed) (segment.Info, 
 	}
 	wg.Wait()
 	for i, err := range errs {
-		if err != nil {
+		if err != nil && !planted.Bug("segment: a failed shard counts as stored") {
 			info.Targets[i] = 0
 		}
 	}
@@ -283,10 +284,13 @@ func (b backoff) next() backoff {
 	return min(max(b, backoff(50*time.Millisecond))*2, backoff(5*time.Second))
 }
 
+// jitter draws from [0, d). Tests whose seed decides everything replace it.
+var jitter = rand.N[time.Duration]
+
 // sleep waits, or fails with ctx's error.
 func (b backoff) sleep(ctx context.Context) error {
 	d := time.Duration(max(b, backoff(50*time.Millisecond)))
-	t := time.NewTimer(d/2 + rand.N(d))
+	t := time.NewTimer(d/2 + jitter(d))
 	defer t.Stop()
 	select {
 	case <-ctx.Done():

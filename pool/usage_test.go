@@ -27,7 +27,7 @@ func (w *world) checkUsage(compact bool) error {
 	if g := w.p.usageErr.Load(); err == nil && g != nil {
 		err = g.err
 	}
-	if err == nil && compact {
+	if err == nil && compact && !w.life.hurt.Load() { // with a fault armed, a merge may fail
 		w.stats.compacted.Add(1)
 		err = w.checkFlat()
 	}

@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"graindisk/block"
+	"graindisk/internal/planted"
 	"graindisk/writeback"
 )
 
@@ -143,6 +144,9 @@ func (d *Disk) writePartial(ctx context.Context, op Op) error {
 // tryPartial reads the partly covered blocks, changes them and appends, all under the block locks;
 // or it returns the pieces that must be fetched first.
 func (d *Disk) tryPartial(ctx context.Context, op Op, locks lockSet, edges []byte, have map[block.ExtentID][]byte) ([]Piece, error) {
+	if planted.Bug("write: read-modify-write without the lock") {
+		locks = 0
+	}
 	d.lock(locks, true)
 	defer d.unlock(locks, true)
 	recs := make([]writeback.Record, 0, 3)

@@ -8,9 +8,10 @@ import (
 	"io/fs"
 	"path"
 	"slices"
-	"sync"
 
 	"graindisk/block"
+	"graindisk/internal/planted"
+	"graindisk/internal/turn"
 	"graindisk/internal/vfs"
 	"graindisk/tier"
 )
@@ -291,9 +292,9 @@ func (r *reader) disk(crcs *checksums) *diskIndex {
 
 // checkpointer writes checkpoints, one at a time.
 type checkpointer struct {
-	mu         sync.Mutex // held over a checkpoint, from the freeze to the fold; before meta.mu
-	generation uint64     // of the newest valid one, 0 if there is none
-	firstMeta  uint64     // that the newest one written by this Log names
+	mu         turn.Lock // held over a checkpoint, from the freeze to the fold; before meta.mu
+	generation uint64    // of the newest valid one, 0 if there is none
+	firstMeta  uint64    // that the newest one written by this Log names
 }
 
 // Checkpoint is what FreezeAndRotate captured, to be written by WriteCheckpoint.
@@ -494,7 +495,7 @@ func (l *Log) writeCkpt(name string, gen uint64, c *Checkpoint, state []byte) (e
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	if _, err := f.WriteAt(h.encode(), 0); err != nil {
+	if _, err := f.WriteAt(h.encode(), 0); err != nil || planted.Bug("checkpoint: metadata log cut before it is stable") {
 		return err
 	}
 	if err := f.Sync(); err != nil {

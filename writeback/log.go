@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"graindisk/block"
+	"graindisk/internal/planted"
 	"graindisk/internal/vfs"
 	"graindisk/tier"
 )
@@ -234,7 +235,7 @@ func (l *Log) Failed() error {
 func (l *Log) cleanLocked() {
 	keep, all := l.files[:0], len(l.files)
 	for _, f := range l.files {
-		if f.sealed && f.last <= l.horizon {
+		if f.sealed && (f.last <= l.horizon || planted.Bug("log: space freed before publication")) {
 			l.crcs.drop(f.slot)
 			l.space.SetClean(f.slot)
 			continue

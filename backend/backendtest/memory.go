@@ -88,6 +88,13 @@ func (m *Memory) Objects() map[string][]byte {
 	return all
 }
 
+// Keys returns the keys of everything stored, sorted.
+func (m *Memory) Keys() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Sorted(maps.Keys(m.objects))
+}
+
 // Damage replaces the body of the object under key by what f makes of a copy of it, behind the
 // back of everyone: the ETag stays. It returns false if there is no such object.
 func (m *Memory) Damage(key string, f func(body []byte) []byte) bool {

@@ -1,7 +1,9 @@
 // Package crashtest proves what the gateway promises about crashes. FS is a vfs.FS held in memory
 // that behaves as a disk with a volatile cache: it loses power, tears writes, fails syncs, fills up
-// and rots, all by seed. Model records what a pool of disks was asked to do and checks what a
-// recovered pool shows against it.
+// and rots, all by seed. Sched decides in which order the calls of all goroutines take effect, by seed as
+// well. Model records what a pool of disks was asked to do and checks what a recovered pool shows against it.
+// The histories that put them together are TestCrash of package pool; TestPlanted there shows that they
+// find bugs.
 //
 // What FS keeps of one file, per 512-byte sector:
 //

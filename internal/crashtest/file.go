@@ -36,6 +36,7 @@ func (h *file) beginLocked(op Op) error {
 
 // ReadAt implements vfs.File.
 func (h *file) ReadAt(p []byte, off int64) (int, error) {
+	h.fs.park("read", h.path, off)
 	h.fs.mu.Lock()
 	defer h.fs.mu.Unlock()
 	if err := h.readyLocked(OpRead); err != nil {
@@ -58,6 +59,7 @@ func (h *file) ReadAt(p []byte, off int64) (int, error) {
 // WriteAt implements vfs.File. A write that fails by an injected fault leaves a prefix of whole
 // sectors behind, drawn by seed.
 func (h *file) WriteAt(p []byte, off int64) (int, error) {
+	h.fs.park("write", h.path, off)
 	h.fs.mu.Lock()
 	defer h.fs.mu.Unlock()
 	return h.writeLocked(p, off)
@@ -67,6 +69,7 @@ func (h *file) WriteAt(p []byte, off int64) (int, error) {
 func (h *file) WritevAt(bufs [][]byte, off int64) error {
 	p := slices.Concat(bufs...)
 	clear(bufs)
+	h.fs.park("write", h.path, off)
 	h.fs.mu.Lock()
 	defer h.fs.mu.Unlock()
 	_, err := h.writeLocked(p, off)
@@ -138,6 +141,7 @@ func (h *file) Punch(off, n int64) error {
 
 // change runs one mutating call on the file.
 func (h *file) change(op Op, do func(*disk) error) error {
+	h.fs.park(op.String(), h.path, 0)
 	h.fs.mu.Lock()
 	defer h.fs.mu.Unlock()
 	if err := h.beginLocked(op); err != nil {
@@ -153,7 +157,11 @@ func (h *file) change(op Op, do func(*disk) error) error {
 // Sync implements vfs.File. It covers what was written before it began and then lets other goroutines
 // run before it returns, so that callers who count later writes as stable are found out.
 func (h *file) Sync() error {
-	defer runtime.Gosched() // after the unlock below
+	h.fs.park("sync", h.path, 0)
+	defer func() { // after the unlock below
+		runtime.Gosched()
+		h.fs.park("synced", h.path, 0)
+	}()
 	h.fs.mu.Lock()
 	defer h.fs.mu.Unlock()
 	if err := h.beginLocked(OpSync); err != nil {

@@ -36,6 +36,9 @@ type FS struct {
 	cutAt  int // the call that cuts the power; 0 is none
 	torn   tornWrite
 	faults []*Fault
+	gate   *Sched // nil: calls go on at once
+	onCut  func()
+	cutIn  string // the call that the power went at; "" is between two
 }
 
 // tornWrite is the write the power cut interrupted. Reboot with KeepAll and ProcessCrash keep a
@@ -75,6 +78,9 @@ func (f *FS) PowerCut() {
 func (f *FS) powerCutLocked() {
 	if f.dead == nil {
 		f.dead, f.cut = ErrPowerLost, true
+		if f.onCut != nil {
+			f.onCut()
+		}
 	}
 }
 
@@ -83,6 +89,14 @@ func (f *FS) WasCut() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.cut
+}
+
+// CutIn is the call that the power went at, as "op:kind of file", where the kind is the file's name
+// without the digits at its end; "" if it went between two calls or is still on.
+func (f *FS) CutIn() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.cutIn
 }
 
 // Calls is the number of mutating calls begun: Create, Remove, Rename, MkdirAll, SyncDir, WriteAt,
@@ -135,6 +149,7 @@ func (f *FS) beginLocked(op Op, path string) error {
 	}
 	f.calls++
 	if f.cutAt > 0 && f.calls >= f.cutAt {
+		f.cutIn = op.String() + ":" + kindOf(path)
 		f.powerCutLocked()
 	}
 	return nil
@@ -159,6 +174,7 @@ func pathError(op Op, path string, err error) error {
 
 // Open implements vfs.FS.
 func (f *FS) Open(path string) (vfs.File, error) {
+	f.park("open", path, 0)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err := f.aliveLocked(OpOpen, path); err != nil {
@@ -176,6 +192,7 @@ func (f *FS) Open(path string) (vfs.File, error) {
 
 // Create implements vfs.FS.
 func (f *FS) Create(path string) (vfs.File, error) {
+	f.park("create", path, 0)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err := f.beginLocked(OpCreate, path); err != nil {
@@ -224,6 +241,7 @@ func (f *FS) SyncDir(path string) error {
 
 // change runs one mutating call on names.
 func (f *FS) change(op Op, path string, do func(*disk) error) error {
+	f.park(op.String(), path, 0)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err := f.beginLocked(op, path); err != nil {
@@ -238,6 +256,7 @@ func (f *FS) change(op Op, path string, do func(*disk) error) error {
 
 // ReadDir implements vfs.FS.
 func (f *FS) ReadDir(path string) ([]iofs.DirEntry, error) {
+	f.park("readdir", path, 0)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err := f.aliveLocked(OpReadDir, path); err != nil {

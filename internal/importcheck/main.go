@@ -27,6 +27,8 @@ var layers = []struct {
 	{"block", nil},
 	{"internal/vfs", nil},
 	{"internal/importcheck", nil},
+	{"internal/planted", nil},
+	{"internal/turn", nil},
 	{"config", []string{"block"}},
 
 	{"backend", []string{"block"}}, // the contract
@@ -38,19 +40,19 @@ var layers = []struct {
 	{"backend/adaptive", []string{"backend", "block"}},
 
 	{"tier", []string{"block", "internal/vfs"}},
-	{"writeback", []string{"block", "internal/vfs", "tier"}},
+	{"writeback", []string{"block", "internal/planted", "internal/turn", "internal/vfs", "tier"}},
 	{"grains/segment", []string{"block", "backend"}},
 	{"grains/extent", []string{"block", "internal/vfs"}},
-	{"grains/cache", []string{"block", "internal/vfs", "tier"}},
+	{"grains/cache", []string{"block", "internal/planted", "internal/vfs", "tier"}},
 	{"grains/fetch", []string{"block"}},
 	{"grains/cleaner", []string{"block", "backend", "grains/segment", "grains/extent", "grains/cache"}},
 	{"grains/dedup", []string{"block", "internal/vfs", "backend", "grains/segment", "grains/extent"}},
 
-	{"vdisk/densetree", []string{"block", "internal/vfs"}},
-	{"vdisk", []string{"block", "internal/vfs", "tier", "writeback", "grains/...", "vdisk/densetree"}},
+	{"vdisk/densetree", []string{"block", "internal/planted", "internal/vfs"}},
+	{"vdisk", []string{"block", "internal/planted", "internal/vfs", "tier", "writeback", "grains/...", "vdisk/densetree"}},
 
-	{"pool/root", []string{"block", "backend"}},
-	{"pool", []string{"block", "internal/vfs", "backend", "tier", "writeback", "grains/...", "vdisk/...", "pool/root"}},
+	{"pool/root", []string{"block", "internal/planted", "backend"}},
+	{"pool", []string{"block", "internal/planted", "internal/turn", "internal/vfs", "backend", "tier", "writeback", "grains/...", "vdisk/...", "pool/root"}},
 
 	{"migration", []string{"block", "internal/vfs", "backend", "vdisk/...", "pool/..."}},
 	{"api", []string{"block", "vdisk", "pool/...", "migration"}},

@@ -26,7 +26,7 @@ func schedules() uint64 {
 }
 
 // schedule runs one seed and returns what the checker found, and how much went on.
-func schedule(seed uint64, p planted, verbose bool) *world {
+func schedule(seed uint64, p plantedFault, verbose bool) *world {
 	w := newWorld(seed, p)
 	w.verbose = verbose
 	w.run(stepsMax)
@@ -38,7 +38,7 @@ func schedule(seed uint64, p planted, verbose bool) *world {
 func TestSchedulesKeepTheRegister(t *testing.T) {
 	if *flagTrace {
 		synctest.Test(t, func(t *testing.T) {
-			w := schedule(*flagSeed, planted{}, true)
+			w := schedule(*flagSeed, plantedFault{}, true)
 			t.Logf("seed %d:\n%sviolation: %q", *flagSeed, w.trace.String(), w.chk.violation)
 		})
 		return
@@ -57,7 +57,7 @@ func TestSchedulesKeepTheRegister(t *testing.T) {
 func runSchedules(t *testing.T, first, n uint64) {
 	var claims, takeovers, commits uint64
 	for seed := first; seed < first+n; seed++ {
-		w := schedule(seed, planted{}, false)
+		w := schedule(seed, plantedFault{}, false)
 		if w.chk.violation != "" {
 			t.Fatalf("seed %d: %s", seed, w.chk.violation)
 		}
@@ -82,7 +82,7 @@ func runSchedules(t *testing.T, first, n uint64) {
 func TestSchedulesRepeat(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for seed := range uint64(200) {
-			if a, b := schedule(seed, planted{}, true), schedule(seed, planted{}, true); a.trace.String() != b.trace.String() {
+			if a, b := schedule(seed, plantedFault{}, true), schedule(seed, plantedFault{}, true); a.trace.String() != b.trace.String() {
 				la, lb := strings.Split(a.trace.String(), "\n"), strings.Split(b.trace.String(), "\n")
 				i := 0
 				for i < min(len(la), len(lb))-1 && la[i] == lb[i] {
@@ -97,7 +97,7 @@ func TestSchedulesRepeat(t *testing.T) {
 // TestPlantedFaultsAreFound breaks one rule at a time; the same schedules must notice.
 func TestPlantedFaultsAreFound(t *testing.T) {
 	const enough = 20000
-	for _, p := range []planted{
+	for _, p := range []plantedFault{
 		{name: "a claim in a single phase", change: func(r *rules) {
 			r.promise = func(o Copy, b Ballot) (Copy, verdict) { return o, done }
 		}},

@@ -23,7 +23,7 @@ type world struct {
 	rng     *rand.Rand
 	members []Member
 	chk     *checker
-	planted planted
+	planted plantedFault
 
 	mu      sync.Mutex // guards what follows between the scheduler and the registers
 	objects []string   // the copy at each target; its ETag is its content; empty: none
@@ -36,8 +36,8 @@ type world struct {
 	verbose bool
 }
 
-// planted is a fault put into the register, or nothing.
-type planted struct {
+// plantedFault is a fault put into the register, or nothing.
+type plantedFault struct {
 	name        string
 	change      func(*rules)
 	emptyCopies bool // a missing copy is taken for one that promised nothing
@@ -60,7 +60,7 @@ func lost(op string) error {
 	return &backend.Error{Op: op, Key: Key, Store: "model", Class: backend.Transient, Err: errors.New("planned")}
 }
 
-func newWorld(seed uint64, p planted) *world {
+func newWorld(seed uint64, p plantedFault) *world {
 	w := &world{rng: rand.New(rand.NewPCG(seed, 17)), planted: p, timers: map[int][]chan time.Time{}}
 	n := 1 + w.rng.IntN(3)
 	for i := range n {

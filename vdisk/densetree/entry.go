@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"graindisk/block"
+	"graindisk/internal/planted"
 )
 
 // Kind says what a range of a disk is made of.
@@ -105,7 +106,9 @@ func (p packed) len() uint64 {
 func (p packed) clip(lba, end block.LBA) packed {
 	head, tail := max(p.start(), lba)-p.start(), p.end()-min(p.end(), end)
 	if p.kind() == Data {
-		p.off += uint16(head)
+		if !planted.Bug("map: the rest of an extent is found at its start") {
+			p.off += uint16(head)
+		}
 		p.blocks -= uint16(head + tail)
 	} else {
 		p.ref -= uint64(head + tail)

@@ -5,6 +5,7 @@ import (
 	"sort"
 
 	"graindisk/block"
+	"graindisk/internal/planted"
 )
 
 // level0 is the newest entries, in memory: sorted chunks of packed entries, none of them empty. Neither
@@ -27,7 +28,11 @@ func (l level0) chunkAt(i int, lba block.LBA) int {
 // put lays es, which is sorted and not empty, over l and appends to lost what disappears by that.
 func (l level0) put(es []packed, lost []Loss) (level0, []Loss) {
 	out := level0{chunks: make([][]packed, 0, len(l.chunks)+2*len(es)/chunkMax+2)}
-	lose := func(old, newer packed) { lost = appendLoss(lost, old, newer) }
+	lose := func(old, newer packed) {
+		if lost = appendLoss(lost, old, newer); planted.Bug("map: a loss told twice") {
+			lost = appendLoss(lost, old, newer)
+		}
+	}
 	var merged []packed
 	i := 0
 	for len(es) > 0 {

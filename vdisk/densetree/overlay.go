@@ -1,6 +1,9 @@
 package densetree
 
-import "graindisk/block"
+import (
+	"graindisk/block"
+	"graindisk/internal/planted"
+)
 
 // source gives entries in LBA order, not overlapping; ok is false behind the last.
 type source interface {
@@ -46,6 +49,9 @@ func overlay(newer, older *stream, end block.LBA, emit func(packed) error, lose 
 			p, newer.p = p.clip(p.start(), end), p.clip(end, p.end())
 		} else if err := newer.next(); err != nil {
 			return err
+		}
+		if planted.Bug("merge: the older entry wins") && older.ok && older.p.start() <= p.start() && p.end() <= older.p.end() {
+			continue
 		}
 		for older.ok && older.p.end() <= p.start() {
 			if err := emit(older.p); err != nil {
