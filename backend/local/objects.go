@@ -229,7 +229,14 @@ func (s *Store) delete(ctx context.Context, key string) error {
 	if err != nil || folder == "" {
 		return err
 	}
-	return syncDir(folder)
+	for {
+		err := syncDir(folder)
+		// Another delete may have taken the folder away meanwhile: then that is what must be stable.
+		if !errors.Is(err, fs.ErrNotExist) || len(folder) <= len(s.dir) {
+			return err
+		}
+		folder = filepath.Dir(folder)
+	}
 }
 
 // remove removes a file and the folders it leaves empty, and returns the folder to sync, if any.

@@ -15,16 +15,6 @@ import (
 	"graindisk/tier"
 )
 
-// raceEnabled tells that the race detector is on, which makes simulations ten times slower and has
-// nothing to find in them: they do one thing after the other.
-var raceEnabled bool
-
-func skipUnderRace(t *testing.T) {
-	if raceEnabled {
-		t.Skip("a long simulation on one goroutine; it runs without the race detector")
-	}
-}
-
 // nullFS is a file system whose files read as zeroes whatever is written, so that a policy can be
 // tested on many tiers' worth of bytes.
 type nullFS struct {
@@ -175,47 +165,6 @@ func (l *lru) read(id block.ExtentID) bool {
 	return false
 }
 
-// TestScanRobsNobody reads by zipf from four times the tier, with and without as many reads of a scan woven in.
-func TestScanRobsNobody(t *testing.T) {
-	skipUnderRace(t)
-	const slots, reads = 192, 200_000
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	const blocks = slots * simSlotBlocks
-	run := func(scan bool, read func(block.ExtentID) bool) float64 {
-		z := newZipf(seed, 4*blocks)
-		hits := 0
-		for i := range reads {
-			if scan {
-				read(block.ExtentID(1<<40 + i))
-			}
-			if read(block.ExtentID(z.next())) && i >= reads/2 {
-				hits++
-			}
-		}
-		return 100 * float64(hits) / (reads / 2)
-	}
-	ours := func(scan bool) float64 {
-		m := newSim(t, slots, simSlotBlocks, Options{})
-		return run(scan, func(id block.ExtentID) bool { return m.read(1, id) })
-	}
-	theirs := func(scan, fifo bool) float64 {
-		l := &lru{n: blocks, fifo: fifo, at: map[block.ExtentID]*list.Element{}}
-		return run(scan, l.read)
-	}
-	alone, beside := ours(false), ours(true)
-	lruAlone, lruBeside := theirs(false, false), theirs(true, false)
-	fifoAlone, fifoBeside := theirs(false, true), theirs(true, true)
-	t.Logf("zipf hits: %.1f %% alone, %.1f %% beside a scan; LRU %.1f and %.1f %%, FIFO %.1f and %.1f %%",
-		alone, beside, lruAlone, lruBeside, fifoAlone, fifoBeside)
-	if alone-beside >= 2 {
-		t.Errorf("the scan costs %.1f points, want less than 2", alone-beside)
-	}
-	if beside < lruBeside+8 || beside < fifoBeside+8 || alone < fifoAlone+1 || alone < lruAlone-2 {
-		t.Error("not as much better than plain FIFO and LRU as it was")
-	}
-}
-
 // TestWritesAloneAreNotCopied has a log turn the tier over many times while a few extents are read.
 func TestWritesAloneAreNotCopied(t *testing.T) {
 	const slots = 64
@@ -302,45 +251,6 @@ func TestSlotsAreFreeAheadOfNeed(t *testing.T) {
 	}
 	if m.Stats().Moved == 0 {
 		t.Error("nothing was copied: this tests nothing")
-	}
-}
-
-// TestIndexMemory adopts a tier full of extents in an order like that of cuts, and compares what the
-// index takes, as counted and on the heap, with the bound of the design.
-func TestIndexMemory(t *testing.T) {
-	skipUnderRace(t)
-	const gib = 1 << 30
-	for _, c := range []struct {
-		blocks, slots int
-		mib           float64
-	}{{16, 64, 1.5}, {1, 16, 6}, {1, 20, 6}, {1, 23, 6}} {
-		heap := heapBytes()
-		m := newSim(t, c.slots, 16384, Options{})
-		m.ghost.init(int64(c.slots) * 16384) // as it is
-		refs := make([]BlockRef, c.blocks)
-		rnd := rand.New(rand.NewPCG(1, 1))
-		n := 16384 / c.blocks
-		perm := rnd.Perm(c.slots * n)
-		for i, at := range perm {
-			slot, blk := at/n, uint32(at%n*c.blocks)
-			for j := range refs {
-				refs[j] = BlockRef{tier.NewPlace(slot, blk+uint32(j)), zeroCRC}
-			}
-			m.Adopt(1, block.NewExtentID(block.SegmentID(1+i/8192), i%8192), refs)
-		}
-		size := float64(c.slots*16384*block.Size) / gib
-		heap = heapBytes() - heap
-		counted := m.Stats().MemoryBytes
-		perm = nil
-		t.Logf("%d KiB extents, %d slots: %.2f MiB per GiB counted, %.2f on the heap", 4*c.blocks, c.slots,
-			float64(counted)/(1<<20)/size, float64(heap-int64(8*cap(perm)))/(1<<20)/size)
-		if got := float64(counted) / (1 << 20) / size; got > c.mib {
-			t.Errorf("%.2f MiB per GiB at %d KiB extents, want at most %.1f", got, 4*c.blocks, c.mib)
-		}
-		if got := float64(heap) / (1 << 20) / size; got > c.mib {
-			t.Errorf("%.2f MiB of heap per GiB at %d KiB extents, want at most %.1f", got, 4*c.blocks, c.mib)
-		}
-		runtime.KeepAlive(m)
 	}
 }
 

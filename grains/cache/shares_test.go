@@ -2,7 +2,6 @@ package cache
 
 import (
 	"container/list"
-	"slices"
 	"testing"
 	"time"
 
@@ -100,45 +99,6 @@ func lruSplit(seed uint64, units ...int) (equal, best int) {
 		least = next
 	}
 	return equal, least[parts]
-}
-
-func TestSharesFollowTheWorkingSets(t *testing.T) {
-	skipUnderRace(t)
-	const seed = 1    // fixed, and the run is deterministic: by chance alone one in ten would be over the bound
-	const periods = 5 // that are measured
-	m := newSim(t, simSlots, simSlotBlocks, Options{})
-	loads := simLoads(seed, 1, 2, 4, 8)
-	m.play(20, loads)
-	got := total(m.play(periods, loads)) / periods
-	equal, best := lruSplit(seed, 1, 2, 4, 8)
-	t.Logf("%d misses per period after 20; LRU: %d in equal parts, %d in the best", got, equal, best)
-	if float64(got) > 1.1*float64(best) {
-		t.Errorf("%d misses, want at most 1.1 times the %d of the best split", got, best)
-	}
-
-	// A scanner comes, reading as much as each of the others.
-	before := m.play(periods, loads)
-	beside := m.play(periods, append(slices.Clone(loads), scanLoad(5)))
-	reads := float64(periods * simPeriodReads / 4)
-	for i := range loads {
-		fall := 100 * float64(beside[i]-before[i]) / reads
-		t.Logf("disk %d: %.1f %% misses alone, %.1f beside a scanner", i+1, 100*float64(before[i])/reads, 100*float64(beside[i])/reads)
-		if fall >= 2 {
-			t.Errorf("disk %d loses %.1f points to the scanner, want less than 2", i+1, fall)
-		}
-	}
-	if used := m.shares.used[5].Load(); used > simSlots*simSlotBlocks/10 {
-		t.Errorf("the scanner has %d blocks of %d", used, simSlots*simSlotBlocks)
-	}
-
-	// The working sets swap.
-	loads = simLoads(seed+1, 8, 4, 2, 1)
-	m.play(20, loads)
-	got = total(m.play(periods, loads)) / periods
-	t.Logf("%d misses per period, 20 periods after the working sets swapped", got)
-	if float64(got) > 1.1*float64(best) {
-		t.Errorf("%d misses after the swap, want at most 1.1 times %d", got, best)
-	}
 }
 
 // TestSharesMoveByGhostHits has the steps themselves: who gives, who takes, how much, and when nothing moves.
@@ -266,28 +226,5 @@ func TestGhostOfOneDiskOutlivesTheScanOfAnother(t *testing.T) {
 	}
 	if last < 5000 {
 		t.Errorf("%d of the scan's last names are left: the cells are not used", last)
-	}
-}
-
-// TestIdleDiskKeepsTheFloor has a disk prove its blocks hot and go idle, while another turns the tier over.
-func TestIdleDiskKeepsTheFloor(t *testing.T) {
-	skipUnderRace(t)
-	m := newSim(t, simSlots, simSlotBlocks, Options{})
-	const idle = simSlots * simSlotBlocks / 100 // half the floor
-	id := m.write(t, 2, 0, 1)
-	for range 3 {
-		for i := range block.ExtentID(idle) {
-			m.read(1, 1<<40+i)
-		}
-	}
-	for range 20 * simSlots {
-		id = m.write(t, 2, id, 1)
-		for i := range block.ExtentID(simSlotBlocks) {
-			m.read(2, id-1-i) // all of it is read twice, and so copied
-			m.read(2, id-1-i)
-		}
-	}
-	if got := m.shares.used[1].Load(); got < idle*2/3 { // half of a slot at most moves at once
-		t.Errorf("%d of the idle disk's %d blocks are left", got, idle)
 	}
 }
