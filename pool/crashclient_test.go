@@ -44,6 +44,11 @@ func (c *client) step(ctx context.Context) error {
 	}
 	c.w.stats.ops.Add(1)
 	switch n := c.rng.IntN(100); {
+	case n < 6 && c.rng.IntN(3) == 0: // both at once
+		done := make(chan error, 1)
+		go func() { done <- c.checkpoint(ctx) }()
+		err := c.publish(ctx)
+		return errors.Join(err, <-done)
 	case n < 6:
 		return c.publish(ctx)
 	case n < 16:
@@ -54,11 +59,7 @@ func (c *client) step(ctx context.Context) error {
 		c.w.model.Flushed(d.id, mark)
 		return nil
 	case n < 20:
-		err := c.p.checkpointHere(ctx)
-		if c.w.life.hurt.Load() && c.p.log.Failed() == nil {
-			return nil // the one before holds
-		}
-		return err
+		return c.checkpoint(ctx)
 	}
 	var ops []vdisk.Op
 	var ids []uint64
@@ -152,6 +153,16 @@ func (c *client) publish(ctx context.Context) error {
 		w.exact[cut] = all
 	}
 	return nil
+}
+
+// checkpoint writes a local checkpoint between cuts, as a pool does whose targets are away.
+func (c *client) checkpoint(ctx context.Context) error {
+	err := c.p.checkpointHere(ctx)
+	if c.w.life.hurt.Load() && c.p.log.Failed() == nil {
+		return nil // the one before holds
+	}
+	c.w.stats.inc("local checkpoints between cuts")
+	return err
 }
 
 // saidPublished notes that the pool said so of a cut.

@@ -315,7 +315,7 @@ func (l *Log) FreezeAndRotate(ctx context.Context) (*Checkpoint, error) {
 	}
 	l.ckpt.mu.Lock()
 	defer l.ckpt.mu.Unlock()
-	c, err := l.rotateAndFreeze(ctx)
+	c, err := l.rotateAndFreeze(ctx, false)
 	if err != nil {
 		return nil, err
 	}
@@ -325,20 +325,20 @@ func (l *Log) FreezeAndRotate(ctx context.Context) (*Checkpoint, error) {
 	return c, nil
 }
 
-func (l *Log) rotateAndFreeze(ctx context.Context) (c *Checkpoint, err error) {
+func (l *Log) rotateAndFreeze(ctx context.Context, split bool) (c *Checkpoint, err error) {
 	err = l.withMeta(ctx, func(m *metaLog) (err error) {
-		c, err = l.rotateAndFreezeLocked(m)
+		c, err = l.rotateAndFreezeLocked(m, split)
 		return err
 	})
 	return c, err
 }
 
-func (l *Log) rotateAndFreezeLocked(m *metaLog) (*Checkpoint, error) {
+func (l *Log) rotateAndFreezeLocked(m *metaLog, split bool) (*Checkpoint, error) {
 	before := m.bytes
 	if err := m.rotateLocked(m.number + 1); err != nil {
 		return nil, err
 	}
-	c := &Checkpoint{Frozen: l.freeze(), firstMeta: l.meta.number, metaBytes: before}
+	c := &Checkpoint{Frozen: l.freeze(split), firstMeta: l.meta.number, metaBytes: before}
 	c.index.pos, c.index.crcs = l.meta.pos, c.Frozen.crcs
 	l.idx.RLock()
 	for _, g := range l.gens {
@@ -367,7 +367,7 @@ func (l *Log) Checkpoint(ctx context.Context, state func() ([]byte, error)) erro
 	}
 	l.ckpt.mu.Lock()
 	defer l.ckpt.mu.Unlock()
-	c, err := l.rotateAndFreeze(ctx)
+	c, err := l.rotateAndFreeze(ctx, true)
 	if err != nil {
 		return err
 	}
@@ -393,6 +393,7 @@ func (l *Log) fold(g *generation) {
 		n := len(l.gens)
 		if done = g.takeOver(l.gens[n-1], foldUnits); done {
 			l.gens = slices.Delete(l.gens, n-1, n) // g is the active one again
+			g.split = false
 		}
 		l.idx.Unlock()
 	}

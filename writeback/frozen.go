@@ -37,14 +37,16 @@ type Range struct {
 func (l *Log) Freeze() *Frozen {
 	l.ckpt.mu.Lock()
 	defer l.ckpt.mu.Unlock()
-	return l.freeze()
+	return l.freeze(false)
 }
 
-func (l *Log) freeze() *Frozen {
+// freeze does it, for a cut or to split off what a checkpoint holds.
+func (l *Log) freeze(split bool) *Frozen {
 	l.ensureIndex()
 	l.idx.Lock()
 	defer l.idx.Unlock()
 	g := l.gens[len(l.gens)-1]
+	g.split = split
 	l.gens = append(l.gens, newGeneration(g.last))
 	return &Frozen{Seq: g.last, gen: g, crcs: l.crcs.snapshot()}
 }

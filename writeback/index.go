@@ -88,7 +88,8 @@ type generation struct {
 	oldest int64 // time of the first record, 0 while there is none
 	disks  map[block.DiskID]*diskIndex
 	ops    []OpRecord
-	units  int // blocks, holes and operations, over all disks
+	units  int  // blocks, holes and operations, over all disks
+	split  bool // by a checkpoint that will fold back into it what comes after: it is in no cut yet
 }
 
 // OpRecord is one OP record.

@@ -1,6 +1,7 @@
 package writeback
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"runtime"
@@ -459,5 +460,44 @@ func TestMergingChangesNoLookup(t *testing.T) {
 				t.Fatalf("seed %d: disk %d has %d operations, want %d", seed, id, d.ops, opsOf[id])
 			}
 		}
+	}
+}
+
+// TestACheckpointHidesNothingFromTheNextCut looks, while checkpoints that end no generation are being
+// written, at what is in no cut yet: whoever asks for a cut must not hear that there is nothing to publish.
+func TestACheckpointHidesNothingFromTheNextCut(t *testing.T) {
+	r := newRig(t, 16, 16)
+	r.append(data(0, 1), data(1, 2))
+	unfrozen := func(when string, blocks int64) {
+		t.Helper()
+		if d := r.log.Unfrozen(); d.Bytes != blocks*block.Size || d.Oldest.IsZero() != (blocks == 0) {
+			t.Errorf("%s: %d bytes since %v are in no cut, want %d blocks", when, d.Bytes, d.Oldest, blocks)
+		}
+	}
+	for _, fails := range []error{nil, errors.New("no state")} {
+		err := r.log.Checkpoint(bg, func() ([]byte, error) {
+			unfrozen("during a checkpoint", 2)
+			r.append(data(5, 3))
+			unfrozen("with a write after its freeze", 3)
+			r.append(unmap(5, 1), data(5, 4))
+			return nil, fails
+		})
+		if !errors.Is(err, fails) {
+			t.Fatal(err)
+		}
+		r.append(unmap(5, 1))
+		unfrozen("after a checkpoint", 3)
+		f := r.log.Freeze()
+		unfrozen("after a freeze", 0)
+		r.append(data(9, 5))
+		unfrozen("of the next cut", 1)
+		if err := r.log.Publish(f); err != nil {
+			t.Fatal(err)
+		}
+		f = r.log.Freeze()
+		if err := r.log.Publish(f); err != nil {
+			t.Fatal(err)
+		}
+		r.append(data(0, 1), data(1, 2))
 	}
 }

@@ -33,6 +33,7 @@ var Catalogue = []Plant{
 	{"log: sealed before it is stable", "writeback/sync.go", "the metadata log names a file that was not synced"},
 	{"log: a sync counts what came while it ran", "writeback/sync.go", "a flush answers for records that were appended after the sync was issued"},
 	{"log: acknowledged before it is written", "writeback/append.go", "the client hears of success while the write is still under way"},
+	{"log: a checkpoint hides what is in no cut", "writeback/gather.go", "a publication during a local checkpoint says that there is nothing to publish"},
 	{"log: space freed before publication", "writeback/log.go", "sealed files are given up though their records are nowhere else"},
 	{"cache: slot reused without forgetting it", "grains/cache/cache.go", "a stale name finds what the slot holds now"},
 	{"cache: checksum not compared", "grains/cache/cache.go", "a rotten block is returned"},
