@@ -218,7 +218,6 @@ func history(t *testing.T, seed uint64, stats *crashStats, at *atomic.Pointer[cr
 			break
 		}
 	}
-	tr.hash, _ = sched.Hash()
 	sched.Stop()
 	if err != nil && !planted.Built {
 		w.files(t)

@@ -91,7 +91,6 @@ func (s *crashStats) String() string {
 type trace struct {
 	mu    sync.Mutex
 	lines []string
-	hash  uint64 // of what was scheduled
 }
 
 // choice notes what the scheduler let go on.

@@ -40,7 +40,7 @@ func TestLockHasOneHolderInOrder(t *testing.T) {
 			t.Errorf("came %v in %v", came, took)
 		}
 		l.Lock() // it is free again
-		l.Unlock()
+		defer l.Unlock()
 	})
 }
 
