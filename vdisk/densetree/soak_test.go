@@ -124,10 +124,13 @@ func TestTenMillionWrites(t *testing.T) {
 	model := &cells{cells: make([]uint64, size), orig: make([]uint8, 0, puts), stored: make([]int32, 0, 512), live: make([]int32, 0, 512)}
 	d := &disk{fs: vfs.OS{}, dir: t.TempDir(), cache: cache}
 	var guard sync.RWMutex
+	var lostMu sync.Mutex      // a Put and a merge may lose at the same moment
 	lost := make([]int32, 512) // per segment
 	before := heap()
 	d.open(t)
 	tree := New(Options{Store: d.store, Guard: guard.RLocker(), MergeFailed: func(err error) { t.Error(err) }, Lost: func(ls []Loss) {
+		lostMu.Lock()
+		defer lostMu.Unlock()
 		for _, l := range ls {
 			lost[l.Extent.Segment()-1] += int32(l.Blocks)
 		}

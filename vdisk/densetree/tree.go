@@ -28,7 +28,7 @@ type Options struct {
 	// Lost is told, once, of every block of an extent that leaves the tree because a newer entry hides
 	// it: when level 0 is overwritten at once, else when the levels that hold the two are merged. Storing
 	// the very same mapping again loses nothing. It is called after the change is visible, by Put or by
-	// the merging goroutine, and may call Lookup and Snapshot, nothing else of the tree.
+	// the merging goroutine or by both at once, and may call Lookup and Snapshot, nothing else of the tree.
 	Lost func([]Loss)
 
 	// Guard is held while the content changes and Lost is told of it. Whoever excludes all holders sees
