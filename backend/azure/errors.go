@@ -12,14 +12,8 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
 
 	"graindisk/backend"
+	"graindisk/backend/transport"
 )
-
-// refused marks what the driver itself will not do.
-type refused struct{ error }
-
-func (r refused) Unwrap() error { return r.error }
-
-var errShort = errors.New("the object ends first")
 
 // fail gives err its class and its place. It returns nil for nil. No cause names a URL, which may carry
 // a signature.
@@ -39,13 +33,13 @@ func (s *Store) fail(ctx context.Context, op, key string, err error) error {
 
 // classify sorts an error, and makes its message short.
 func classify(err error) (backend.Class, error) {
-	var own refused
+	var own transport.Refused
 	var noCreds noCredentials
 	var cert *tls.CertificateVerificationError
 	switch {
 	case errors.As(err, &own):
-		return backend.Permanent, own.error
-	case errors.Is(err, errShort):
+		return backend.Permanent, own.Unwrap()
+	case errors.Is(err, transport.ErrShort):
 		return backend.Short, nil
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return backend.Transient, plain(err)
@@ -93,23 +87,5 @@ func classOf(code bloberror.Code, status int) backend.Class {
 	case bloberror.InvalidRange:
 		return backend.Short
 	}
-	switch {
-	case status == http.StatusUnauthorized, status == http.StatusForbidden:
-		return backend.Auth
-	case status == http.StatusNotFound: // the answer to a HEAD has no body, but the code in a header
-		return backend.NotFound
-	case status == http.StatusPreconditionFailed:
-		return backend.Precondition
-	case status == http.StatusRequestedRangeNotSatisfiable:
-		return backend.Short
-	case status == http.StatusTooManyRequests:
-		return backend.Throttled
-	case status == http.StatusInsufficientStorage:
-		return backend.Full
-	case status == http.StatusNotImplemented:
-		return backend.Permanent
-	case status == http.StatusConflict, status == http.StatusRequestTimeout, status >= 500, status < 300:
-		return backend.Transient // 2xx: an answer that could not be understood, as of a captive portal
-	}
-	return backend.Permanent
+	return transport.ClassOf(status) // of a HEAD that found nothing, too: it has no body, but the code in a header
 }

@@ -12,14 +12,8 @@ import (
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 
 	"graindisk/backend"
+	"graindisk/backend/transport"
 )
-
-// refused marks what the driver itself will not do.
-type refused struct{ error }
-
-func (r refused) Unwrap() error { return r.error }
-
-var errShort = errors.New("the object ends first")
 
 // fail gives err its class and its place. It returns nil for nil.
 func (s *Store) fail(ctx context.Context, op, key string, err error) error {
@@ -39,15 +33,15 @@ func (s *Store) fail(ctx context.Context, op, key string, err error) error {
 
 // classify sorts an error, and makes its message short.
 func classify(err error) (backend.Class, error) {
-	var own refused
+	var own transport.Refused
 	var noCreds noCredentials
 	var cert *tls.CertificateVerificationError
 	switch {
 	case err == nil:
 		return 0, nil
 	case errors.As(err, &own):
-		return backend.Permanent, own.error
-	case errors.Is(err, errShort):
+		return backend.Permanent, own.Unwrap()
+	case errors.Is(err, transport.ErrShort):
 		return backend.Short, nil
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return backend.Transient, err
@@ -111,23 +105,8 @@ func classOf(code string, status int) backend.Class {
 	if strings.HasPrefix(code, "SlowDown") || strings.HasPrefix(code, "Throttl") {
 		return backend.Throttled
 	}
-	switch {
-	case status == http.StatusUnauthorized, status == http.StatusForbidden:
-		return backend.Auth
-	case status == http.StatusNotFound:
-		return backend.NotFound
-	case status == http.StatusPreconditionFailed:
-		return backend.Precondition
-	case status == http.StatusRequestedRangeNotSatisfiable:
-		return backend.Short
-	case status == http.StatusTooManyRequests:
-		return backend.Throttled
-	case status == http.StatusInsufficientStorage:
-		return backend.Full
-	case status == http.StatusNotImplemented:
-		return backend.Permanent
-	case status == http.StatusConflict, status == http.StatusRequestTimeout, status == 499, status >= 500, status < 300:
-		return backend.Transient // 2xx: an answer that could not be understood, as of a captive portal
+	if status == 499 { // nginx: the client closed the request
+		return backend.Transient
 	}
-	return backend.Permanent
+	return transport.ClassOf(status)
 }

@@ -17,11 +17,9 @@ import (
 	"github.com/aws/smithy-go"
 
 	"graindisk/backend"
+	"graindisk/backend/transport"
 	"graindisk/block"
 )
-
-// preallocateMax is how much a server's word about a length is trusted before bytes come.
-const preallocateMax = 64 << 20
 
 // Put implements backend.Store. The ETag of most servers is the MD5 of the body: equal bytes have
 // equal ETags.
@@ -73,7 +71,7 @@ func (s *Store) Get(ctx context.Context, key string, max int64) ([]byte, string,
 		return nil, "", s.refuse("get", key, "it has %d bytes, at most %d were expected", size, max)
 	}
 	var body bytes.Buffer
-	body.Grow(int(min(size, preallocateMax)) + bytes.MinRead)
+	body.Grow(int(min(size, transport.PreallocateMax)) + bytes.MinRead)
 	// To the end and not just to the length, for there the SDK compares checksums.
 	n, err := body.ReadFrom(io.LimitReader(out.Body, min(max, math.MaxInt64-1)+1))
 	if err == nil && out.ContentLength != nil && n != size {
@@ -107,23 +105,11 @@ func (s *Store) ReadAt(ctx context.Context, key string, p []byte, off int64) err
 		return s.fail(ctx, "read", key, err)
 	}
 	defer out.Body.Close()
-	if err := checkRange(aws.ToString(out.ContentRange), off, int64(len(p))); err != nil {
+	if err := transport.CheckRange(aws.ToString(out.ContentRange), off, int64(len(p))); err != nil {
 		return s.fail(ctx, "read", key, err)
 	}
 	if n, err := io.ReadFull(out.Body, p); err != nil {
 		return s.fail(ctx, "read", key, fmt.Errorf("after %d bytes of %d: %w", n, len(p), err))
-	}
-	return nil
-}
-
-// checkRange compares a Content-Range, "bytes first-last/total", with what was asked for.
-func checkRange(got string, off, n int64) error {
-	var first, last int64
-	if _, err := fmt.Sscanf(got, "bytes %d-%d/", &first, &last); err != nil || first != off {
-		return refused{fmt.Errorf("asked for a range from %d, the store answers with range %q", off, got)}
-	}
-	if last < off+n-1 {
-		return errShort
 	}
 	return nil
 }
@@ -172,7 +158,7 @@ func (s *Store) Delete(ctx context.Context, key string) error {
 // List implements backend.Store.
 func (s *Store) List(ctx context.Context, prefix, after string, max int) ([]backend.Info, bool, error) {
 	if err := backend.CheckList(prefix, max); err != nil {
-		return nil, false, s.fail(ctx, "list", prefix, refused{err})
+		return nil, false, s.fail(ctx, "list", prefix, transport.Refuse(err))
 	}
 	in := &s3.ListObjectsV2Input{Bucket: &s.bucket, Prefix: s.full(prefix), MaxKeys: aws.Int32(int32(max))}
 	if after != "" {
@@ -213,7 +199,7 @@ func (s *Store) full(key string) *string { return aws.String(s.prefix + key) }
 // begin is the start of every call on a key.
 func (s *Store) begin(ctx context.Context, op, key string) error {
 	if err := backend.CheckKey(key); err != nil {
-		return s.fail(ctx, op, key, refused{err})
+		return s.fail(ctx, op, key, transport.Refuse(err))
 	}
 	if err := ctx.Err(); err != nil {
 		return s.fail(ctx, op, key, err)
@@ -222,5 +208,5 @@ func (s *Store) begin(ctx context.Context, op, key string) error {
 }
 
 func (s *Store) refuse(op, key, format string, args ...any) error {
-	return s.fail(context.Background(), op, key, refused{fmt.Errorf(format, args...)})
+	return s.fail(context.Background(), op, key, transport.Refuse(fmt.Errorf(format, args...)))
 }

@@ -1,4 +1,5 @@
-// Package transport makes the HTTP client that the drivers of stores on the network share.
+// Package transport is what the drivers of stores on the network share: the HTTP client, and how they judge
+// answers.
 package transport
 
 import (

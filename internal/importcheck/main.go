@@ -33,7 +33,7 @@ var layers = []struct {
 
 	{"backend", []string{"block"}}, // the contract
 	{"backend/local", []string{"backend", "block"}},
-	{"backend/transport", nil},
+	{"backend/transport", []string{"backend"}},
 	{"backend/s3", []string{"backend", "backend/transport", "block"}},
 	{"backend/azure", []string{"backend", "backend/transport", "block"}},
 	{"backend/probe", []string{"backend"}},
