@@ -70,6 +70,14 @@ func TestTreeSurvivesPowerCut(t *testing.T) {
 			o.Lost = books.lost
 			tree = last.restore(t, d, o)
 			model.check(t, tree, 0, n)
+			for range 20 { // may hide what a merge was cut short over
+				es := randomPut(rng, n, &next)
+				for _, e := range es {
+					books.stored(e)
+					model.put(e)
+				}
+				tree.Put(es)
+			}
 			must(t, tree.Compact())
 			model.check(t, tree, 0, n)
 			books.check(t, model, true)
@@ -92,14 +100,17 @@ func TestTreeSurvivesPowerCut(t *testing.T) {
 // other, and expects the tree to go on, to say so, and to merge once they succeed again.
 func TestFailedMergesLoseNothing(t *testing.T) {
 	const n = 2048
-	for _, fault := range []crashtest.Fault{
+	faults := []crashtest.Fault{
 		{Op: crashtest.OpWrite, Path: "run-*", Err: syscall.ENOSPC},
 		{Op: crashtest.OpWrite, Path: "run-*", Skip: 5},
 		{Op: crashtest.OpSync, Path: "run-*", Skip: 3},
 		{Op: crashtest.OpCreate, Path: "run-*"},
 		{Op: crashtest.OpSyncDir},
-		{Op: crashtest.OpRead, Path: "run-*", Skip: 9},
-	} {
+	}
+	for skip := range 24 { // wherever in a merge, of which several parts are in place by then
+		faults = append(faults, crashtest.Fault{Op: crashtest.OpRead, Path: "run-*", Skip: skip})
+	}
+	for _, fault := range faults {
 		t.Run(fault.Op.String(), func(t *testing.T) {
 			r := newRand(t)
 			fsys := crashtest.NewFS(crashtest.Options{})

@@ -22,8 +22,9 @@
 //   - Every block that is put is mapped or has been told lost, or lies hidden below a newer entry that
 //     no merge has brought down to it yet. The content changes and Lost is told under Options.Guard, so
 //     that a checkpoint of both at one moment loses and doubles nothing.
-//   - What a merge has put in place stays right if the process dies before its end: its input is still
-//     there, above, and says the same; the next process merges it again and finds nothing to lose.
+//   - No entry is on two levels: a merge that puts a part of its work in place takes that part of its
+//     input away at the same moment. So a merge may fail, or the process die, at any point, others may
+//     come before it is done again, and still nothing is told lost twice.
 //
 // A run is encoded as below, in a file of the tier, a part of a published checkpoint or, if it is
 // one of level 0, a local checkpoint; integers are little-endian, varints are those of encoding/binary.

@@ -92,18 +92,18 @@ func (t *Tree) mergeRun(i int) error {
 
 // merger lays the runs of from over a level. Of the level it rewrites the runs that hold something of
 // from and some small ones beside them, the others stay. It reads and writes as it goes; when it has
-// made some runs, or found many losses, it puts what is finished in place and goes on. Until all is
-// done from stays as well: what it has in common with the level by then says the same, so a process
-// that dies here starts over and finds no loss twice.
+// made some runs, or found many losses, it puts what is finished in place, takes that part of from away,
+// and goes on. So no entry is ever on two levels, where a newer one would hide, and lose, it twice.
 type merger struct {
 	t     *Tree
 	level int
 	from  []*Run
 
+	left  []*Run // what the tree still shows of from
 	row   []*Run // the level as it was
 	adds  []int  // entries of from between row[i-1] and row[i]
 	done  []*Run // in place of the first runs of row
-	fresh []*Run // those of done that are not installed yet
+	fresh []*Run // those of done and left that are not installed yet
 	lost  []Loss
 
 	out     runBuilder
@@ -117,6 +117,11 @@ type merger struct {
 const mergeLostMax = 64 << 10
 
 func (m *merger) run() error {
+	m.left = m.from
+	for _, r := range m.from { // it is read to its end, though the tree lets go of it before
+		r.refs.Add(1)
+		defer r.release()
+	}
 	err := m.merge()
 	for _, r := range m.fresh {
 		if r.store != nil {
@@ -147,7 +152,7 @@ func (m *merger) merge() error {
 			return err
 		}
 		if j == len(m.row) {
-			return m.install(j, true)
+			return m.install(j, EndMax)
 		}
 		m.done = append(m.done, m.row[j])
 		i = j
@@ -186,7 +191,7 @@ func (m *merger) stretch(src *stream, i, j int) error {
 			if err := m.cut(); err != nil {
 				return err
 			}
-			if err := m.install(k+1, false); err != nil {
+			if err := m.install(k+1, to); err != nil {
 				return err
 			}
 		}
@@ -246,23 +251,75 @@ func (m *merger) cut() error {
 	if m.out.count == 0 {
 		return nil
 	}
-	r := m.out.finish(m.level, false)
-	m.out = runBuilder{}
-	m.t.stats.merged.Add(uint64(r.count))
-	m.t.stats.mergedBytes.Add(uint64(headBytes(len(r.firsts)) + len(r.mem)))
-	if s := m.t.o.Store; s != nil {
-		var err error
-		if r, err = s.add(r); err != nil {
-			return err
-		}
+	r, err := m.store(m.out.finish(m.level, false))
+	if err != nil {
+		return err
 	}
-	m.done, m.fresh = append(m.done, r), append(m.fresh, r)
+	m.out = runBuilder{}
+	m.done = append(m.done, r)
 	return nil
 }
 
-// install puts done in place of the first n runs of the level; at the last, from goes.
-func (m *merger) install(n int, last bool) error {
+// store moves a run that was made to where runs of its level are.
+func (m *merger) store(r *Run) (*Run, error) {
+	m.t.stats.merged.Add(uint64(r.count))
+	m.t.stats.mergedBytes.Add(uint64(headBytes(len(r.firsts)) + len(r.mem)))
+	if s := m.t.o.Store; s != nil && r.Level > 0 {
+		var err error
+		if r, err = s.add(r); err != nil {
+			return nil, err
+		}
+	}
+	m.fresh = append(m.fresh, r)
+	return r, nil
+}
+
+// rest is what left holds from lba on; the run across it is made anew.
+func (m *merger) rest(lba block.LBA) ([]*Run, error) {
+	var rest []*Run
+	for _, r := range m.left {
+		switch {
+		case r.First >= lba:
+			rest = append(rest, r)
+		case r.Last >= lba:
+			r, err := m.trim(r, lba)
+			if err != nil {
+				return nil, err
+			}
+			rest = append(rest, r)
+		}
+	}
+	return rest, nil
+}
+
+// trim is r from lba on.
+func (m *merger) trim(r *Run, lba block.LBA) (*Run, error) {
+	in := newRowReader([]*Run{r})
+	defer in.close()
+	in.no = r.pageOf(lba)
+	w := runBuilder{id: m.t.nextRunID()}
+	for {
+		p, ok, err := in.next()
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			return m.store(w.finish(r.Level, r.Frozen))
+		}
+		if p.end() > lba {
+			w.add(p.clip(max(p.start(), lba), p.end()))
+		}
+	}
+}
+
+// install puts done in place of the first n runs of the level, whose content from end on is still to
+// come, as that of from.
+func (m *merger) install(n int, end block.LBA) error {
 	t := m.t
+	left, err := m.rest(end)
+	if err != nil {
+		return err
+	}
 	if len(m.fresh) > 0 && t.o.Store != nil {
 		if err := t.o.Store.syncNames(); err != nil {
 			return err
@@ -278,12 +335,13 @@ func (m *merger) install(n int, last bool) error {
 	}
 	levels[m.level-1] = row
 	switch {
-	case last && m.level == 1:
-		frozen = nil
-	case last:
+	case len(m.left) == 0: // nothing of from is there; the frozen level 0 may be the next one by now
+	case m.level == 1:
+		frozen = left
+	default:
 		above := slices.Clone(levels[m.level-2])
-		i := slices.Index(above, m.from[0])
-		levels[m.level-2] = slices.Delete(above, i, i+1)
+		i := slices.Index(above, m.left[0])
+		levels[m.level-2] = slices.Replace(above, i, i+1, left...)
 	}
 	t.rows = newRows(frozen, levels)
 	t.below.Store(int64(t.rows.len()))
@@ -293,7 +351,7 @@ func (m *merger) install(n int, last bool) error {
 	}
 	t.o.Guard.Unlock()
 	old.release()
-	m.fresh, m.lost = nil, nil
+	m.left, m.fresh, m.lost = left, nil, nil
 	return nil
 }
 

@@ -31,10 +31,14 @@ func (w *rows) release() {
 	}
 	for _, row := range w.all {
 		for _, r := range row {
-			if r.refs.Add(-1) == 0 && r.store != nil {
-				r.store.discard(r.file)
-			}
+			r.release()
 		}
+	}
+}
+
+func (r *Run) release() {
+	if r.refs.Add(-1) == 0 && r.store != nil {
+		r.store.discard(r.file)
 	}
 }
 
