@@ -5,10 +5,12 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"graindisk/block"
+	"graindisk/internal/crashtest"
 )
 
 // fill writes the whole of a disk in pieces of 64 KiB.
@@ -95,6 +97,45 @@ func TestTheTierChangesItsSize(t *testing.T) {
 	}
 	model = r.fill("d", 10<<20)
 	r.publish()
+	r.expect(r.disk("d", int64(len(model))), model)
+}
+
+// TestAnOpenThatFailsLeavesASmallerTierAlone fails once to recover a tier that has been made smaller since,
+// at each sync of the recovery in turn. What the log holds beyond the new size must be there when an open
+// succeeds.
+func TestAnOpenThatFailsLeavesASmallerTierAlone(t *testing.T) {
+	size := int64(16 << 20)
+	r := newRig(t, func(o *Options) { o.TierBytes, o.RootTimeout = size, 200*time.Millisecond })
+	for _, s := range r.stores {
+		s.SetOffline(true)
+	}
+	model := r.fill("d", 10<<20)
+	r.abandon()
+	for _, s := range r.stores {
+		s.SetOffline(false)
+	}
+	size = 8 << 20
+	was, used := r.slotFiles()
+	if used <= 8 {
+		t.Fatalf("slots up to number %d are in use, none is beyond the smaller tier", used-1)
+	}
+	failed := 0
+	for skip := 0; ; skip++ {
+		r.fs.Inject(crashtest.Fault{Op: crashtest.OpSync, Path: "host/tier/*", Skip: skip, Count: 1, Err: syscall.EIO})
+		p, err := Open(context.Background(), r.options(false))
+		r.fs.ClearFaults()
+		if err == nil {
+			r.pool = p
+			break
+		}
+		failed++
+		if n, _ := r.slotFiles(); n != was {
+			t.Fatalf("%d of %d slot files are left after an open that failed with: %v", n, was, err)
+		}
+	}
+	if failed < 3 {
+		t.Errorf("only %d opens failed", failed)
+	}
 	r.expect(r.disk("d", int64(len(model))), model)
 }
 

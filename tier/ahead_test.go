@@ -41,6 +41,7 @@ func TestPrewriteAheadLeavesTheDeviceAlone(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			s.Claimed()
 			slot, err := s.Take(0)
 			if err != nil {
 				t.Fatal(err)

@@ -75,6 +75,7 @@ func openSpace(b *testing.B, fsys vfs.FS, dir string) *tier.Space {
 	if err != nil {
 		b.Fatal(err)
 	}
+	s.Claimed()
 	return s
 }
 

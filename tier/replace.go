@@ -76,7 +76,7 @@ func (s *Space) Shun(slot int) {
 // their full length already.
 func (s *Space) TakeMade(reserve int) (int, error) {
 	s.mu.Lock()
-	if reserve > 0 && len(s.free)+len(s.clean)+len(s.kept) <= reserve {
+	if !s.spareLocked(reserve) {
 		s.mu.Unlock()
 		return 0, ErrNoSlot
 	}

@@ -20,6 +20,7 @@ func newSpace(t *testing.T) (*crashtest.FS, *tier.Space) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.Claimed()
 	return fsys, s
 }
 

@@ -15,6 +15,9 @@
 // place, so that filling it changes no file-system metadata. Reclaim gives the space of surplus free
 // slots back to the file system: their files are cut to nothing, and prewritten again before use.
 //
+// What the slots of an existing tier hold, only recovery knows. Until Claimed says that it has claimed all
+// it needs, no slot changes hands and no file shrinks: an open that fails leaves the tier as it was.
+//
 // A tier that was larger at the last start has files beyond Slots. Those that recovery claims stay
 // until they are clean or free; then they, and at once all others, are evicted, and Reclaim removes
 // their files. They are never taken.
@@ -77,8 +80,10 @@ type Space struct {
 	clean []int // oldest first
 	kept  []int // oldest first
 	busy  int
-	state []state
-	made  []bool // the file exists and has its full length
+	// claimed says that slots which are neither busy nor clean hold nothing that anybody needs.
+	claimed bool
+	state   []state
+	made    []bool // the file exists and has its full length
 	// retired holds, per slot, the files that Replace took away, for who still reads them.
 	retired map[int][]vfs.File
 }
@@ -102,7 +107,7 @@ const (
 const evicting = -1 << 40
 
 // Open lists the slots of a tier. Existing slot files count as free until SetBusy or SetClean claims
-// them, which recovery does before the first Take or Reclaim.
+// them, which recovery does; until it calls Claimed, Take finds no slot, Evict and Reclaim do nothing.
 func Open(o Options) (*Space, error) {
 	if o.SlotBytes < 4*block.Size || o.SlotBytes%block.Size != 0 {
 		return nil, fmt.Errorf("tier: slot size %d: must be a multiple of %d and at least %d", o.SlotBytes, block.Size, 4*block.Size)
@@ -241,7 +246,7 @@ func (s *Space) Clean(slot int) bool {
 // leaving at least reserve slots free or clean for others; ErrNoSlot if there is none.
 func (s *Space) Take(reserve int) (int, error) {
 	s.mu.Lock()
-	if reserve > 0 && len(s.free)+len(s.clean)+len(s.kept) <= reserve {
+	if !s.spareLocked(reserve) {
 		s.mu.Unlock()
 		return 0, ErrNoSlot
 	}
@@ -260,6 +265,11 @@ func (s *Space) Take(reserve int) (int, error) {
 		s.taken(free)
 	}
 	return i, nil
+}
+
+// spareLocked tells whether a slot may be taken such that reserve are left.
+func (s *Space) spareLocked(reserve int) bool {
+	return s.claimed && (reserve <= 0 || len(s.free)+len(s.clean)+len(s.kept) > reserve)
 }
 
 // takeLocked makes a slot busy; -1 if there is none. An evicted one is still to leave.
@@ -303,10 +313,10 @@ func (s *Space) Oldest(kept bool) (slot int, ok bool) {
 	return list[0], true
 }
 
-// Evict makes a clean or kept slot free; false if it is neither, or pinned.
+// Evict makes a clean or kept slot free; false if it is neither, or pinned, or nothing changes hands yet.
 func (s *Space) Evict(slot int) bool {
 	s.mu.Lock()
-	if st := s.state[slot]; st != stateClean && st != stateKept || !s.slots[slot].pins.CompareAndSwap(0, evicting) {
+	if st := s.state[slot]; !s.claimed || st != stateClean && st != stateKept || !s.slots[slot].pins.CompareAndSwap(0, evicting) {
 		s.mu.Unlock()
 		return false
 	}
@@ -337,6 +347,10 @@ func (s *Space) Reclaim(n, keep int) error {
 // nextToReclaim takes a slot whose file is to shrink: it is busy until shrink ends.
 func (s *Space) nextToReclaim(any bool, keep int) (slot int, beyond, ok bool) {
 	s.mu.Lock()
+	if !s.claimed {
+		s.mu.Unlock()
+		return 0, false, false
+	}
 	for i := s.usable; i < len(s.slots); i++ {
 		if s.slots[i].file.Load() == nil || s.state[i] == stateBusy || !s.slots[i].pins.CompareAndSwap(0, evicting) {
 			continue
@@ -389,6 +403,14 @@ func (s *Space) shrink(slot int) error {
 		return fmt.Errorf("tier: remove %s: %w", name, err)
 	}
 	return nil
+}
+
+// Claimed says that every slot whose bytes must be kept has been claimed by SetBusy. From then on the others
+// may change hands.
+func (s *Space) Claimed() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.claimed = true
 }
 
 // SetBusy claims a slot whose bytes must be kept. Recovery uses it; the slot may be free or clean.

@@ -19,7 +19,57 @@ func open(t *testing.T, dir string, slots int) *Space {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
+	s.Claimed()
 	return s
+}
+
+// TestNothingChangesHandsBeforeItIsClaimed opens a tier, larger at the last start, and asks for all that
+// would destroy what a slot holds before recovery has said which ones it needs.
+func TestNothingChangesHandsBeforeItIsClaimed(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir, 6)
+	for i := range 6 {
+		if err := s.Prewrite(i); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, err := Open(Options{FS: vfs.OS{}, Dir: dir, SlotBytes: 8 * block.Size, Slots: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	s.SetClean(1)
+	s.SetKept(2)
+	if i, err := s.Take(0); !errors.Is(err, ErrNoSlot) {
+		t.Errorf("took slot %d, %v", i, err)
+	}
+	if i, err := s.TakeMade(0); !errors.Is(err, ErrNoSlot) {
+		t.Errorf("took slot %d, %v", i, err)
+	}
+	if s.Evict(1) || s.Evict(2) {
+		t.Error("a slot was evicted")
+	}
+	if err := s.Reclaim(4, 0); err != nil {
+		t.Error(err)
+	}
+	for i := range 6 {
+		if !s.Exists(i) {
+			t.Errorf("slot %d has lost its file", i)
+		}
+	}
+	s.SetBusy(5)
+	s.Claimed()
+	if err := s.Reclaim(4, 0); err != nil {
+		t.Error(err)
+	}
+	for i := range 6 {
+		if want := i == 1 || i == 2 || i == 5; s.Exists(i) != want {
+			t.Errorf("slot %d has its space: %v, want %v", i, s.Exists(i), want)
+		}
+	}
+	if _, err := s.Take(0); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestTakeEvictsTheOldestCleanSlotNobodyReads(t *testing.T) {
@@ -230,6 +280,7 @@ func shrinkTo4(t *testing.T, fsys vfs.FS) error {
 	if s.Slots() == 8 {
 		s.SetClean(7)
 	}
+	s.Claimed()
 	var evicted []int
 	s.OnEvict(func(i int) { evicted = append(evicted, i) })
 	if err := s.Reclaim(0, 0); err != nil {
@@ -267,6 +318,7 @@ func openOn(t *testing.T, fsys vfs.FS, slots int) *Space {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.Claimed()
 	return s
 }
 

@@ -97,6 +97,7 @@ func Create(o Options) (*Log, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("create log: %w", err), l.meta.close())
 	}
+	o.Space.Claimed() // a new log needs nothing of what is there
 	l.startAt(pos)
 	return l, nil
 }

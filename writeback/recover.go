@@ -399,6 +399,7 @@ func (l *Log) claimSlots(r *recovery) {
 		l.space.SetBusy(f.slot)
 		l.files = append(l.files, f)
 	}
+	l.space.Claimed()
 }
 
 // ops lists the OP records in order.

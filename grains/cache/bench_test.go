@@ -21,6 +21,7 @@ func BenchmarkReadHit(b *testing.B) {
 					b.Fatal(err)
 				}
 				defer s.Close()
+				s.Claimed()
 				c, err := New(s, Options{RAMBytes: ram})
 				if err != nil {
 					b.Fatal(err)

@@ -38,6 +38,7 @@ func openRig(t *testing.T, dir string, slots int) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.Claimed()
 	c, err := New(s, Options{FS: vfs.OS{}, Dir: dir})
 	if err != nil {
 		t.Fatal(err)

@@ -20,6 +20,7 @@ func crashRig(fsys *crashtest.FS) (*Cache, *tier.Space, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	s.Claimed()
 	c, err := New(s, Options{FS: fsys, Dir: "tier"})
 	if err != nil {
 		return nil, nil, err

@@ -70,6 +70,7 @@ func newSim(t testing.TB, slots, slotBlocks int, o Options) *sim {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.Claimed()
 	m := &sim{space: s}
 	o.Now = func() time.Time { return m.time }
 	if m.Cache, err = New(s, o); err != nil {
