@@ -268,13 +268,19 @@ func (w *world) open() (bool, error) {
 	if recovering && w.rng.IntN(3) == 0 {
 		w.fs.CutAfter(1 + w.rng.IntN(60))
 	}
+	smaller := false
 	if w.rng.IntN(4) == 0 {
+		was := w.slots
 		w.slots = w.shape.slots*3/4 + w.rng.IntN(w.shape.slots/2+1)
+		if w.rng.IntN(2) == 0 {
+			w.slots = slotsMin + w.rng.IntN(w.shape.slots-slotsMin)
+		}
+		smaller = w.slots < was
 		w.stats.inc("tier sizes drawn anew")
 	}
 	for try := 0; ; try++ {
 		w.life = w.newLife(false)
-		if w.rng.IntN(10) == 0 {
+		if w.rng.IntN(10) == 0 || smaller && try == 0 && w.rng.IntN(2) == 0 {
 			w.injure(20)
 		}
 		o := w.options(w.fs, w.life)
