@@ -375,7 +375,7 @@ func (w *world) down(l loss) {
 		}
 		w.stale = w.stale[1:]
 	}
-	w.stats.state(w)
+	w.note("durable state %016x", w.stats.state(w))
 }
 
 // stop ends the goroutines of a process that is dead already.
