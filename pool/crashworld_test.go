@@ -130,7 +130,12 @@ func (w *world) newLife(calm bool) *life {
 	l := &life{fs: w.fs, stats: w.stats}
 	l.ctx, l.cancel = context.WithTimeout(context.Background(), crashWait)
 	l.fs.SetGate(w.sched)
-	l.fs.OnPowerCut(l.cancel)
+	l.fs.OnPowerCut(func() {
+		go func() { // when all wait for something: nobody then finds ctx at its end and something else ready
+			w.sched.Park("power lost")
+			l.cancel()
+		}()
+	})
 	for i := range l.stores {
 		l.stores[i] = backendtest.NewFaulty(w.stores[i], w.rng.Uint64())
 		l.stores[i].Before = l.before
