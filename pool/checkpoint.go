@@ -350,9 +350,13 @@ const partsAtOnce = 4
 // fetchRuns reads all runs that a snapshot names from the targets, those of lower levels into files.
 func (p *Pool) fetchRuns(ctx context.Context, s *snapshot) (map[uint64]*densetree.Run, error) {
 	parts := map[partID][]runRef{}
+	var ids []partID // in the order of disks
 	for _, d := range s.Disks {
 		for _, r := range d.Runs {
 			id := partID{r.Epoch, r.N, r.Part}
+			if parts[id] == nil {
+				ids = append(ids, id)
+			}
 			parts[id] = append(parts[id], r)
 		}
 	}
@@ -360,13 +364,13 @@ func (p *Pool) fetchRuns(ctx context.Context, s *snapshot) (map[uint64]*densetre
 	runs := map[uint64]*densetree.Run{}
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(partsAtOnce)
-	for id, refs := range parts {
+	for _, id := range ids {
 		g.Go(func() error {
 			body, err := p.getPart(ctx, id.epoch, id.n, id.part)
 			if err != nil {
 				return err
 			}
-			for _, ref := range refs {
+			for _, ref := range parts[id] {
 				r, err := ref.decode(body)
 				if err == nil {
 					r, err = p.runs.Adopt(r)

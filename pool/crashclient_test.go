@@ -27,6 +27,9 @@ type client struct {
 // step sends one request. An error of a living process is wrong.
 func (c *client) step(ctx context.Context) error {
 	c.w.sched.Park(c.name)
+	if ctx.Err() != nil { // else chance decides between what ends and what goes on
+		return ctx.Err()
+	}
 	if c.rng.IntN(12) == 0 {
 		time.Sleep(time.Duration(c.rng.Int64N(int64(30 * time.Millisecond))))
 	}

@@ -42,7 +42,7 @@ func (s *crashStats) count(what string) int64 {
 }
 
 // state notes what is durable now, on the tier and at the targets.
-func (s *crashStats) state(w *world) {
+func (s *crashStats) state(w *world) uint64 {
 	h := fnv.New64a()
 	fmt.Fprint(h, w.fs.Hash())
 	for _, g := range w.stores {
@@ -57,6 +57,7 @@ func (s *crashStats) state(w *world) {
 		s.states = map[uint64]bool{}
 	}
 	s.states[h.Sum64()] = true
+	return h.Sum64()
 }
 
 // lines are all counts by name, a few to a line.

@@ -130,7 +130,12 @@ func (w *world) newLife(calm bool) *life {
 	l := &life{fs: w.fs, stats: w.stats}
 	l.ctx, l.cancel = context.WithTimeout(context.Background(), crashWait)
 	l.fs.SetGate(w.sched)
-	l.fs.OnPowerCut(l.cancel)
+	l.fs.OnPowerCut(func() {
+		go func() { // when all wait for something: nobody then finds ctx at its end and something else ready
+			w.sched.Park("power lost")
+			l.cancel()
+		}()
+	})
 	for i := range l.stores {
 		l.stores[i] = backendtest.NewFaulty(w.stores[i], w.rng.Uint64())
 		l.stores[i].Before = l.before
@@ -268,13 +273,19 @@ func (w *world) open() (bool, error) {
 	if recovering && w.rng.IntN(3) == 0 {
 		w.fs.CutAfter(1 + w.rng.IntN(60))
 	}
+	smaller := false
 	if w.rng.IntN(4) == 0 {
+		was := w.slots
 		w.slots = w.shape.slots*3/4 + w.rng.IntN(w.shape.slots/2+1)
+		if w.rng.IntN(2) == 0 {
+			w.slots = slotsMin + w.rng.IntN(w.shape.slots-slotsMin)
+		}
+		smaller = w.slots < was
 		w.stats.inc("tier sizes drawn anew")
 	}
 	for try := 0; ; try++ {
 		w.life = w.newLife(false)
-		if w.rng.IntN(10) == 0 {
+		if w.rng.IntN(10) == 0 || smaller && try == 0 && w.rng.IntN(2) == 0 {
 			w.injure(20)
 		}
 		o := w.options(w.fs, w.life)
@@ -369,7 +380,7 @@ func (w *world) down(l loss) {
 		}
 		w.stale = w.stale[1:]
 	}
-	w.stats.state(w)
+	w.note("durable state %016x", w.stats.state(w))
 }
 
 // stop ends the goroutines of a process that is dead already.

@@ -141,10 +141,13 @@ func (p *Pool) packCuts(ctx context.Context, cuts chan<- *pendingCut) error {
 	quiet := time.Now() // when a cut was under way last
 	for {
 		c := &pendingCut{done: make(chan struct{})}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
+		w, err := p.nextAsked(ctx, tick.C)
+		if err != nil {
+			return err
+		}
+		if w != nil {
+			c.waiting = append(c.waiting, w)
+		} else {
 			underWay := !isClosed(latest)
 			if underWay {
 				quiet = time.Now()
@@ -154,10 +157,7 @@ func (p *Pool) packCuts(ctx context.Context, cuts chan<- *pendingCut) error {
 			if !p.cutDue(underWay) {
 				continue
 			}
-		case w := <-p.pub.kick:
-			c.waiting = append(c.waiting, w)
 		}
-		var err error
 		if !p.log.Unfrozen().Oldest.IsZero() {
 			err = p.packCut(ctx, c, latest)
 		}
@@ -174,6 +174,27 @@ func (p *Pool) packCuts(ctx context.Context, cuts chan<- *pendingCut) error {
 		p.failed(ctx, err)
 		c.answer(err)
 		return err
+	}
+}
+
+// nextAsked waits for who asks for a cut, or for the next tick: then it returns nil. Of what is ready at once
+// the end comes first, then who asks, so that a run of the crash test can be repeated.
+func (p *Pool) nextAsked(ctx context.Context, tick <-chan time.Time) (chan<- error, error) {
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	select {
+	case w := <-p.pub.kick:
+		return w, nil
+	default:
+	}
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case w := <-p.pub.kick:
+		return w, nil
+	case <-tick:
+		return nil, nil
 	}
 }
 

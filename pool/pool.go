@@ -216,8 +216,8 @@ type Pool struct {
 	uuid     uuid.UUID
 	logID    writeback.UUID
 	epoch    atomic.Uint64
-	createMu sync.Mutex // one disk is created at a time
-	segMu    sync.Mutex // one segment number is drawn at a time
+	createMu turn.Lock // one disk is created at a time
+	segMu    turn.Lock // one segment number is drawn at a time
 
 	buffers    *segment.Buffers
 	foreground foreground

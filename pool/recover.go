@@ -107,10 +107,10 @@ func (p *Pool) forget() {
 // closeMaps ends what the maps do in the background. Nobody may read or change them any more.
 func (p *Pool) closeMaps() {
 	p.mu.Lock()
-	trees := slices.Collect(maps.Values(p.trees))
+	trees := maps.Clone(p.trees)
 	p.mu.Unlock()
-	for _, t := range trees {
-		t.Close()
+	for _, id := range slices.Sorted(maps.Keys(trees)) {
+		trees[id].Close()
 	}
 }
 

@@ -145,8 +145,8 @@ func (p *Pool) snapshotNow(v mapsView, place func(*densetree.Run) (runRef, error
 		Format: snapshotFormat, Epoch: p.epoch.Load(), Cut: p.pub.cut, CutCRC: p.pub.cutCRC, Horizon: uint64(p.pub.horizon),
 	}
 	s.Segments = v.segments
-	for id, meta := range p.pub.disks {
-		d := diskState{Disk: id, Meta: meta}
+	for _, id := range v.disks() {
+		d := diskState{Disk: id, Meta: p.pub.disks[id]}
 		for _, r := range v.trees[id].Runs() {
 			ref, err := place(r)
 			if err != nil {

@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"math"
+	"slices"
 
 	"graindisk/block"
 	"graindisk/grains/extent"
@@ -72,7 +74,7 @@ func (p *Pool) mapsNow() mapsView {
 	p.mu.Unlock()
 	p.maps.Lock()
 	defer p.maps.Unlock()
-	for id := range p.pub.disks {
+	for _, id := range slices.Sorted(maps.Keys(p.pub.disks)) {
 		v.trees[id] = p.tree(id).Snapshot()
 	}
 	v.usage = p.usage.Snapshot()
@@ -80,15 +82,18 @@ func (p *Pool) mapsNow() mapsView {
 }
 
 func (v mapsView) release() {
-	for _, t := range v.trees {
-		t.Release()
+	for _, id := range v.disks() {
+		v.trees[id].Release()
 	}
 }
 
-// runs are those of all trees.
+// disks are those with a map, in order.
+func (v mapsView) disks() []block.DiskID { return slices.Sorted(maps.Keys(v.trees)) }
+
+// runs are those of all trees, in the order of disks.
 func (v mapsView) runs() (list []*densetree.Run) {
-	for _, t := range v.trees {
-		list = append(list, t.Runs()...)
+	for _, id := range v.disks() {
+		list = append(list, v.trees[id].Runs()...)
 	}
 	return list
 }

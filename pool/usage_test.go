@@ -44,14 +44,15 @@ func (w *world) checkFlat() error {
 	trees := maps.Clone(p.trees)
 	p.mu.Unlock()
 	var errs []error
-	for _, t := range trees {
-		errs = append(errs, t.Compact())
+	for _, id := range slices.Sorted(maps.Keys(trees)) {
+		errs = append(errs, trees[id].Compact())
 	}
 	v := p.mapsNow()
 	defer v.release()
 	p.mapsMu.Unlock()
 	live, orig := map[block.ExtentID]uint32{}, map[block.ExtentID]uint32{}
-	for id, t := range v.trees {
+	for _, id := range v.disks() {
+		t := v.trees[id]
 		for lba := range block.LBA(w.disks[id-1].blocks) {
 			err := t.Lookup(lba, 1, func(e densetree.Entry) bool {
 				if e.Kind == densetree.Data {

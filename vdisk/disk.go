@@ -20,10 +20,10 @@ package vdisk
 import (
 	"context"
 	"fmt"
-	"sync"
 	"sync/atomic"
 
 	"graindisk/block"
+	"graindisk/internal/turn"
 	"graindisk/vdisk/densetree"
 	"graindisk/writeback"
 )
@@ -81,7 +81,7 @@ type Disk struct {
 	o     Options
 	size  atomic.Int64
 	ahead streams
-	locks [lockStripes]sync.RWMutex // see lockSet
+	locks [lockStripes]turn.RWLock // see lockSet
 }
 
 // New returns the disk that o describes.

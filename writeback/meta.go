@@ -6,9 +6,9 @@ import (
 	"io/fs"
 	"path"
 	"slices"
-	"sync"
 
 	"graindisk/block"
+	"graindisk/internal/turn"
 	"graindisk/internal/vfs"
 	"graindisk/tier"
 )
@@ -312,7 +312,7 @@ func (s *sealedFile) each(f func(Seq, *sealedRecord)) error {
 // stable, are copied to a new one that is renamed over it. Every method may be called again after an
 // error.
 type metaLog struct {
-	mu     sync.Mutex // held over writes and syncs
+	mu     turn.Lock // held over writes and syncs
 	fs     vfs.FS
 	dir    string
 	log    UUID

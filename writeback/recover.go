@@ -94,6 +94,9 @@ func open(o Options) (*Log, *Recovered, error) {
 		return nil, nil, fmt.Errorf("%w: it is of pool %s, not %s", ErrForeign, id.pool, o.Pool)
 	}
 	r := &recovery{o: o, id: id, out: &Recovered{UUID: id.log}, play: &replayed{}, metaSeq: 1}
+	if planted.Bug("recovery: slots change hands before they are claimed") {
+		o.Space.Claimed()
+	}
 	for _, step := range []func() error{r.readCheckpoint, r.readMeta, r.scanFiles, r.checkClaims, r.syncRead} {
 		if err := step(); err != nil {
 			return nil, nil, err

@@ -49,7 +49,7 @@ var layers = []struct {
 	{"grains/dedup", []string{"block", "internal/vfs", "backend", "grains/segment", "grains/extent"}},
 
 	{"vdisk/densetree", []string{"block", "internal/planted", "internal/vfs"}},
-	{"vdisk", []string{"block", "internal/planted", "internal/vfs", "tier", "writeback", "grains/...", "vdisk/densetree"}},
+	{"vdisk", []string{"block", "internal/planted", "internal/turn", "internal/vfs", "tier", "writeback", "grains/...", "vdisk/densetree"}},
 
 	{"pool/root", []string{"block", "internal/planted", "backend"}},
 	{"pool", []string{"block", "internal/planted", "internal/turn", "internal/vfs", "backend", "tier", "writeback", "grains/...", "vdisk/...", "pool/root"}},

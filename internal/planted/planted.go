@@ -29,6 +29,7 @@ var Catalogue = []Plant{
 	{"root: committed by one copy", "pool/root/claim.go", "a value counts as committed when one target has it"},
 	{"recovery: what it read is not synced", "writeback/recover.go", "a power cut takes what a process crash had left"},
 	{"recovery: synced but not written again", "writeback/recover.go", "pages of a failed sync count as clean and are lost"},
+	{"recovery: slots change hands before they are claimed", "writeback/recover.go", "an open that fails removes what a tier made smaller since has of the log"},
 	{"checkpoint: metadata log cut before it is stable", "writeback/checkpoint.go", "the header of the checkpoint is not synced when the files it replaces go"},
 	{"log: sealed before it is stable", "writeback/sync.go", "the metadata log names a file that was not synced"},
 	{"log: a sync counts what came while it ran", "writeback/sync.go", "a flush answers for records that were appended after the sync was issued"},

@@ -1,7 +1,7 @@
-// Package turn has a mutex for work that may take long. sync.Mutex guards memory and is given back at once;
-// a Lock may be held over I/O, and over the wait for a failed call to be tried again. It is handed over in
-// the order of those who came, and who waits for it waits at a channel, which tests that fake the time can
-// tell from someone at work.
+// Package turn has mutexes for work that may take long. sync.Mutex guards memory and is given back at once;
+// a Lock or a RWLock may be held over I/O, and over the wait for a failed call to be tried again. They are
+// handed over in the order of those who came, and who waits for one waits at a channel, which tests that
+// fake the time can tell from someone at work.
 package turn
 
 import "sync"

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -265,6 +266,7 @@ func (s *Store) sweep() {
 		}
 	}
 	s.mu.Unlock()
+	slices.Sort(gone)
 	for _, n := range gone {
 		_ = s.o.FS.Remove(s.path(n))
 	}
