@@ -29,6 +29,7 @@ func (c *Config) check(col *collector) {
 	for _, name := range slices.Sorted(maps.Keys(c.Pools)) {
 		c.checkPool(col, name, disks)
 	}
+	c.checkRules(col)
 	c.checkDirs(col)
 	c.checkPrefixes(col)
 }
@@ -74,6 +75,7 @@ func (c *Config) checkListen(col *collector) {
 			col.add(Problem{Key: key, Value: l.Address, Msg: fmt.Sprintf("%q is that of %s too", l.Address, other)})
 		}
 		seen[l.Address] = key
+		checkTLS(col, fmt.Sprintf("listen.nbd[%d]", i), l)
 	}
 	if m := c.Listen.Metrics; m != "" {
 		if err := checkHostPort(m); err != nil {
