@@ -61,7 +61,7 @@ func (c *Config) checkData(col *collector) {
 }
 
 func (c *Config) checkListen(col *collector) {
-	seen := map[string]string{"unix://" + c.AdminSocket(): "the admin socket"}
+	seen := map[string]string{"unix://" + c.AdminSocket(): "the admin socket", "unix://" + c.HandoverSocket(): "the hand-over socket"}
 	for i, l := range c.Listen.NBD {
 		key := fmt.Sprintf("listen.nbd[%d].address", i)
 		if col.bad(key) || col.bad("data") && col.lines[key] == 0 {

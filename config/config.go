@@ -297,6 +297,9 @@ const (
 // AdminSocket is the path of the admin API's socket.
 func (c *Config) AdminSocket() string { return filepath.Join(c.Data, "admin.sock") }
 
+// HandoverSocket is the path of the socket on which the next process asks for this one's sockets.
+func (c *Config) HandoverSocket() string { return filepath.Join(c.Data, "next.sock") }
+
 // derive fills in what depends on other values, but for the tier's size. It keeps what is set.
 func (c *Config) derive() {
 	if c.Data == "" {
