@@ -170,7 +170,9 @@ func serveClients(ctx context.Context, a *app, cfg *config.Config, in *inherited
 		mux.Handle("GET /metrics", metrics)
 		eg.Go(func() error { return api.Serve(sctx, socks.metrics, mux, log) })
 	}
-	eg.Go(func() error { return serveHandover(sctx, socks.next, socks.passed, log, func() { over.Store(true); end() }) })
+	eg.Go(func() error {
+		return serveHandover(sctx, socks.next, socks.passed, log, func() { over.Store(true); end() })
+	})
 	eg.Go(func() error { return r.run(sctx, g, srv, log) })
 	for i, ln := range socks.nbd {
 		eg.Go(func() error {
