@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -297,14 +298,18 @@ func TestActivation(t *testing.T) {
 		defer func() { _ = f.Close() }()
 		files = append(files, f)
 	}
+	var wg sync.WaitGroup
 	for _, env := range []string{"", "LISTEN_PID=1 LISTEN_FDS=2", "LISTEN_PID=$$ LISTEN_FDS=2", "LISTEN_PID=$$ LISTEN_FDS=3", "LISTEN_PID=$$ LISTEN_FDS=x"} {
-		cmd := exec.Command("sh", "-c", env+` exec "$0" -test.run '^TestActivation$' -test.v`, os.Args[0])
-		cmd.Env = append(os.Environ(), activationEnv+"="+dir+" tcp://"+tcp.Listener.Addr().String()+" "+env)
-		cmd.ExtraFiles = files
-		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "the child has looked") {
-			t.Errorf("%q: %v\n%s", env, err, out)
-		}
+		wg.Go(func() {
+			cmd := exec.Command("sh", "-c", env+` exec "$0" -test.run '^TestActivation$' -test.v`, os.Args[0])
+			cmd.Env = append(os.Environ(), activationEnv+"="+dir+" tcp://"+tcp.Listener.Addr().String()+" "+env)
+			cmd.ExtraFiles = files
+			if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "the child has looked") {
+				t.Errorf("%q: %v\n%s", env, err, out)
+			}
+		})
 	}
+	wg.Wait()
 	_ = tcp.Listener.Close()
 	_ = u.Listener.Close()
 }

@@ -353,15 +353,19 @@ func TestTLSHandshakeEndsByItself(t *testing.T) {
 	ca := pki.NewCA(t, "ca")
 	s := startServer(t, Options{Exports: oneExport(newMemDevice(4096)), HandshakeTimeout: time.Second},
 		ListenOptions{TLS: tlsOf(t, ca, t.TempDir(), false, nil), TLSRequired: true})
+	x := s.secureRaw(ca.ClientConfig(t, pki.Pair{})) // TLS done, and then no export chosen
+	var stuck []raw
 	for _, hello := range []string{``, `16 0301 0200 01`} { // nothing, and the beginning of a ClientHello
 		r := s.raw()
 		r.expect(hexGreeting)
 		r.send(`00000003` + hexStartTLS)
 		r.expect(hexOptReply + `00000005 00000001 00000000`)
 		r.send(hello)
+		stuck = append(stuck, r)
+	}
+	for _, r := range stuck {
 		r.expectEOF()
 	}
-	x := s.secureRaw(ca.ClientConfig(t, pki.Pair{})) // TLS done, and then no export chosen
 	x.expectEnd()
 }
 
@@ -400,7 +404,7 @@ func TestDataOverTLS(t *testing.T) {
 			wg.Go(func() {
 				r := rand.New(rand.NewPCG(uint64(w), 1))
 				base, room := int64(w)<<19, 1<<19
-				for range 40 {
+				for range 12 {
 					n := 1 + r.IntN(1+room/(1<<r.IntN(12)))
 					off := base + int64(r.IntN(room-min(n, room-1)))
 					n = min(n, int(base)+room-int(off))
