@@ -29,6 +29,7 @@ func (c *Config) check(col *collector) {
 	for _, name := range slices.Sorted(maps.Keys(c.Pools)) {
 		c.checkPool(col, name, disks)
 	}
+	c.checkRules(col)
 	c.checkDirs(col)
 	c.checkPrefixes(col)
 }
@@ -60,7 +61,7 @@ func (c *Config) checkData(col *collector) {
 }
 
 func (c *Config) checkListen(col *collector) {
-	seen := map[string]string{"unix://" + c.AdminSocket(): "the admin socket"}
+	seen := map[string]string{"unix://" + c.AdminSocket(): "the admin socket", "unix://" + c.HandoverSocket(): "the hand-over socket"}
 	for i, l := range c.Listen.NBD {
 		key := fmt.Sprintf("listen.nbd[%d].address", i)
 		if col.bad(key) || col.bad("data") && col.lines[key] == 0 {
@@ -74,6 +75,7 @@ func (c *Config) checkListen(col *collector) {
 			col.add(Problem{Key: key, Value: l.Address, Msg: fmt.Sprintf("%q is that of %s too", l.Address, other)})
 		}
 		seen[l.Address] = key
+		checkTLS(col, fmt.Sprintf("listen.nbd[%d]", i), l)
 	}
 	if m := c.Listen.Metrics; m != "" {
 		if err := checkHostPort(m); err != nil {

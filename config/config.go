@@ -26,8 +26,10 @@ package config
 
 import (
 	"fmt"
+	"io/fs"
 	"net"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -60,6 +62,47 @@ type Listen struct {
 type Listener struct {
 	Address string `yaml:"address"` // unix:///absolute/path or tcp://host:port
 	Ack     Ack    `yaml:"ack"`     // default written for unix, stable for tcp
+	// Mode is the permissions of a unix socket, in octal; default 0600.
+	Mode string `yaml:"mode,omitempty"`
+
+	// TLS; default require with a certificate, else off.
+	TLS         TLS    `yaml:"tls,omitempty"`
+	Certificate string `yaml:"certificate,omitempty"` // PEM file, the server's certificate first
+	Key         string `yaml:"key,omitempty"`         // PEM file of its key
+	// ClientCA is a PEM file of authorities: every client that uses TLS must show a certificate by one.
+	ClientCA string `yaml:"client_ca,omitempty"`
+
+	// Allow are the clients that may use the listener; empty = all. The rules of a disk come on top.
+	Allow []Rule `yaml:"allow,omitempty"`
+}
+
+// TLS says whether a listener speaks it.
+type TLS string
+
+// The values of TLS.
+const (
+	TLSOff     TLS = "off"
+	TLSOffer   TLS = "offer"   // to those who ask for it
+	TLSRequire TLS = "require" // of everybody
+)
+
+// Rule names clients, in the form that package access reads.
+type Rule string
+
+// UnixMode is the permissions of the listener's socket, if it is a unix one.
+func (l Listener) UnixMode() fs.FileMode {
+	if mode, err := parseMode(l.Mode); err == nil {
+		return mode
+	}
+	return 0o600
+}
+
+func parseMode(s string) (fs.FileMode, error) {
+	n, err := strconv.ParseUint(s, 8, 32)
+	if err != nil || n > 0o777 || n&0o600 != 0o600 {
+		return 0, fmt.Errorf("%q is not an octal mode such as 0660 that lets the owner read and write", s)
+	}
+	return fs.FileMode(n), nil
 }
 
 // UnmarshalText reads a listener that is written as its address alone.
@@ -81,16 +124,20 @@ func (l Listener) Addr() string {
 }
 
 // URI is the NBD URI of a disk behind the listener: nbd+unix:///disk?socket=/path or
-// nbd://host:port/disk. addr is the address the listener really has (its port may have been 0);
+// nbd://host:port/disk, with nbds where TLS is required. addr is the address the listener really has (its port may have been 0);
 // empty means the configured one.
 func (l Listener) URI(disk, addr string) string {
 	if addr == "" {
 		addr = l.Addr()
 	}
-	if l.Network() == "unix" {
-		return "nbd+unix:///" + disk + "?socket=" + escapeQuery(addr)
+	scheme := "nbd"
+	if l.TLS == TLSRequire {
+		scheme = "nbds"
 	}
-	return "nbd://" + addr + "/" + disk
+	if l.Network() == "unix" {
+		return scheme + "+unix:///" + disk + "?socket=" + escapeQuery(addr)
+	}
+	return scheme + "://" + addr + "/" + disk
 }
 
 // escapeQuery escapes what cannot stand in a query value, and nothing else: people read it.
@@ -211,6 +258,10 @@ type Local struct {
 type Disk struct {
 	Name string `yaml:"name"`
 	Size Bytes  `yaml:"size"`
+	// Allow and AllowRead are the clients that may write and read it, and those that may only read it.
+	// Without either every client of every listener may write.
+	Allow     []Rule `yaml:"allow,omitempty"`
+	AllowRead []Rule `yaml:"allow_read,omitempty"`
 }
 
 // Secret is a string that no message, log or dump shows.
@@ -246,6 +297,9 @@ const (
 // AdminSocket is the path of the admin API's socket.
 func (c *Config) AdminSocket() string { return filepath.Join(c.Data, "admin.sock") }
 
+// HandoverSocket is the path of the socket on which the next process asks for this one's sockets.
+func (c *Config) HandoverSocket() string { return filepath.Join(c.Data, "next.sock") }
+
 // derive fills in what depends on other values, but for the tier's size. It keeps what is set.
 func (c *Config) derive() {
 	if c.Data == "" {
@@ -260,6 +314,9 @@ func (c *Config) derive() {
 			if l.Network() == "unix" {
 				l.Ack = AckWritten
 			}
+		}
+		if l := &c.Listen.NBD[i]; l.TLS == "" && l.Certificate != "" {
+			l.TLS = TLSRequire
 		}
 	}
 	if c.Tier.Dir == "" {

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"graindisk/test/pki"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -244,7 +246,7 @@ func TestEnvironmentOverridesTheFile(t *testing.T) {
 		"tier.size":       c.Tier.Size == 7*GiB,
 		"tier.ram kept":   c.Tier.RAM == 512*MiB,
 		"shutdown":        c.ShutdownTimeout == 9*time.Second,
-		"listeners":       reflect.DeepEqual(c.Listen.NBD, []Listener{{"unix:///e.sock", AckWritten}, {"tcp://[::1]:10809", AckStable}}),
+		"listeners":       reflect.DeepEqual(c.Listen.NBD, []Listener{{Address: "unix:///e.sock", Ack: AckWritten}, {Address: "tcp://[::1]:10809", Ack: AckStable}}),
 		"metrics kept":    c.Listen.Metrics == "127.0.0.1:9809",
 		"dirty age":       p.MaxDirtyAge == 3*time.Second,
 		"other pool's":    c.Pools["single"].MaxDirtyAge == 30*time.Second,
@@ -305,14 +307,14 @@ func TestEmbeddedDefault(t *testing.T) {
 	t.Chdir(dir)
 	t.Setenv("GATEWAY_DATA", "/not/this")
 	t.Setenv("GATEWAY_TIER_SIZE", "600MiB")
-	c, err := Embedded("run", []Disk{{"demo", 10 * GiB}})
+	c, err := Embedded("run", []Disk{{Name: "demo", Size: 10 * GiB}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	run := filepath.Join(dir, "run")
 	want := &Config{
 		Data:            run,
-		Listen:          Listen{NBD: []Listener{{"unix://" + run + "/nbd.sock", AckWritten}}},
+		Listen:          Listen{NBD: []Listener{{Address: "unix://" + run + "/nbd.sock", Ack: AckWritten}}},
 		Tier:            Tier{Dir: run + "/tier", Size: 600 * MiB, RAM: 256 * MiB},
 		ShutdownTimeout: 45 * time.Second,
 		Pools: map[string]Pool{"main": {
@@ -320,7 +322,7 @@ func TestEmbeddedDefault(t *testing.T) {
 			Targets: []Target{
 				{Name: "a", Local: &Local{run + "/targets/a"}}, {Name: "b", Local: &Local{run + "/targets/b"}}, {Name: "c", Local: &Local{run + "/targets/c"}},
 			},
-			Disks: []Disk{{"demo", 10 * GiB}},
+			Disks: []Disk{{Name: "demo", Size: 10 * GiB}},
 		}},
 		Embedded: true, Source: "embedded default",
 	}
@@ -455,5 +457,82 @@ func TestAzureCredentialsFile(t *testing.T) {
 		if err != nil && strings.Contains(err.Error(), "topsecret") {
 			t.Errorf("the error tells the secret: %v", err)
 		}
+	}
+}
+
+// tlsText is a file with one listener of every kind of TLS and rules that all can match.
+func tlsText(dir string) string {
+	return top + fmt.Sprintf(`listen:
+  nbd:
+    - {address: "tcp://127.0.0.1:1", certificate: %[1]s/server-cert.pem, key: %[1]s/server-key.pem, client_ca: %[1]s/ca-cert.pem, allow: [CN=vm1, DNS=vm1.example]}
+    - {address: "tcp://127.0.0.1:2", tls: offer, certificate: %[1]s/server-cert.pem, key: %[1]s/server-key.pem}
+    - {address: "unix:///s", tls: off, mode: 0666}
+pools:
+  main:
+    targets: [{name: a, local: {dir: /t/a}}]
+    disks: [{name: x, size: 1MiB, allow: ["URI=spiffe://x/y", uid=0, addr=10.0.0.1], allow_read: [any]}]
+`, dir)
+}
+
+func TestListenersWithTLS(t *testing.T) {
+	dir := t.TempDir()
+	ca := pki.NewCA(t, "ca")
+	ca.Dir(t, dir, "server", ca.Server(t, "x"))
+	ca.Dir(t, dir, "client", ca.Client(t, "y"))
+	c, err := load([]byte(tlsText(dir)), "test.yaml", nil, false)
+	if err != nil {
+		t.Fatal(problemsOf(t, tlsText(dir)))
+	}
+	l := c.Listen.NBD
+	if l[0].TLS != TLSRequire || l[1].TLS != TLSOffer || l[2].TLS != TLSOff || l[2].UnixMode() != 0o666 || l[0].UnixMode() != 0o600 {
+		t.Errorf("listeners %+v", l)
+	}
+	if !reflect.DeepEqual(l[0].Allow, []Rule{"CN=vm1", "DNS=vm1.example"}) {
+		t.Errorf("rules %q", l[0].Allow)
+	}
+	if got := l[0].URI("x", ""); got != "nbds://127.0.0.1:1/x" {
+		t.Errorf("URI %s", got)
+	}
+	if got := l[1].URI("x", ""); got != "nbd://127.0.0.1:2/x" { // whoever wants TLS there knows
+		t.Errorf("URI %s", got)
+	}
+	shown, err := c.YAML()
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := load(shown, "test.yaml", nil, false)
+	if err != nil || !reflect.DeepEqual(c, again) {
+		t.Errorf("what show prints reads back as %+v, %v", again, err)
+	}
+	t.Setenv("GATEWAY_POOLS_MAIN_DISKS_X_ALLOW", "CN=a,CN=b")
+	if c, err = load([]byte(tlsText(dir)), "test.yaml", os.Environ(), false); err != nil || !reflect.DeepEqual(c.Pools["main"].Disks[0].Allow, []Rule{"CN=a", "CN=b"}) {
+		t.Errorf("rules by the environment: %+v, %v", c, err)
+	}
+
+	for _, x := range []struct{ name, was, is, want string }{
+		{"a key of another certificate", "server-key.pem, client_ca", "client-key.pem, client_ca",
+			"line 5: listen.nbd[0].certificate: with key " + dir + "/client-key.pem: tls: private key does not match public key\n"},
+		{"no certificate where one should be", "server-cert.pem, key: " + dir + "/server-key.pem}", "none.pem, key: " + dir + "/server-key.pem}",
+			"line 6: listen.nbd[1].certificate: with key " + dir + "/server-key.pem: open " + dir + "/none.pem: no such file or directory\n"},
+		{"an authority that is none", "client_ca: " + dir + "/ca-cert.pem", "client_ca: " + dir + "/server-key.pem",
+			"line 5: listen.nbd[0].client_ca: " + dir + "/server-key.pem holds no certificate\n"},
+		{"a relative path", "client_ca: " + dir, "client_ca: .", "line 5: listen.nbd[0].client_ca: \"./ca-cert.pem\" must be an absolute path\n"},
+		{"names where no certificate is asked for", ", client_ca: " + dir + "/ca-cert.pem", "",
+			"line 5: listen.nbd[0].allow[0]: \"CN=vm1\" can match nobody: it needs a listener with tls and client_ca\n" +
+				"line 5: listen.nbd[0].allow[1]: \"DNS=vm1.example\" can match nobody: it needs a listener with tls and client_ca\n" +
+				"line 11: pools.main.disks[0].allow[0]: \"URI=spiffe://x/y\" can match nobody: it needs a listener with tls and client_ca\n"},
+		{"a certificate and TLS off", "tls: offer", "tls: off",
+			"line 6: listen.nbd[1].certificate: is of no use without TLS (set tls: require)\nline 6: listen.nbd[1].key: is of no use without TLS (set tls: require)\n"},
+		{"no unix socket for a uid", `    - {address: "unix:///s", tls: off, mode: 0666}` + "\n", "",
+			"line 10: pools.main.disks[0].allow[1]: \"uid=0\" can match nobody: it needs a unix socket\n"},
+		{"a mode that locks everybody out", "mode: 0666", "mode: 0066", "line 7: listen.nbd[2].mode: \"0066\" is not an octal mode such as 0660 that lets the owner read and write\n"},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			t.Setenv("GATEWAY_POOLS_MAIN_DISKS_X_ALLOW", "")
+			text := strings.Replace(tlsText(dir), x.was, x.is, 1)
+			if got := problemsOf(t, text); got != x.want {
+				t.Errorf("got\n%swant\n%s", got, x.want)
+			}
+		})
 	}
 }

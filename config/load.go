@@ -213,7 +213,11 @@ func indexedList(from, to reflect.Type, data any) (any, error) {
 			return nil, fmt.Errorf("list index %q: %w", key, err)
 		}
 		for len(list) <= i {
-			list = append(list, map[string]any{})
+			if to.Elem().Kind() == reflect.String {
+				list = append(list, "")
+			} else {
+				list = append(list, map[string]any{})
+			}
 		}
 		list[i] = value
 	}

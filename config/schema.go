@@ -10,15 +10,13 @@ import (
 
 	"github.com/agext/levenshtein"
 	"go.yaml.in/yaml/v3"
+
+	"graindisk/internal/access"
 )
 
 // notBuilt are keys that the design has and this version does not: accepting them would promise
 // what is not kept.
 var notBuilt = map[reflect.Type]map[string]string{
-	reflect.TypeFor[Listener](): {
-		"tls":   "TLS is not built yet",
-		"allow": "access control by client certificate is not built yet",
-	},
 	reflect.TypeFor[Target](): {
 		"witness": "witness targets are not built yet",
 	},
@@ -91,6 +89,9 @@ func (w *walker) walk(n *yaml.Node, t reflect.Type, p place, f reflect.StructTag
 			return false
 		}
 		if n.ShortTag() == "!!null" {
+			if t == reflect.TypeFor[[]Rule]() {
+				w.add(Problem{Line: n.Line, Key: p.key, Msg: noRules})
+			}
 			n = nil // as if it were not there
 		}
 	}
@@ -188,7 +189,14 @@ func (w *walker) walkList(n *yaml.Node, t reflect.Type, p place) bool {
 	if t.Elem() == reflect.TypeFor[Listener]() {
 		w.addLeaf(p, checkAddressList)
 	}
+	if t.Elem() == reflect.TypeFor[Rule]() {
+		w.addLeaf(p, checkRuleList)
+	}
 	if n == nil {
+		return false
+	}
+	if t.Elem() == reflect.TypeFor[Rule]() && n.Kind == yaml.SequenceNode && len(n.Content) == 0 {
+		w.add(Problem{Line: n.Line, Key: p.key, Msg: noRules})
 		return false
 	}
 	if n.Kind != yaml.SequenceNode {
@@ -325,6 +333,13 @@ func checkScalar(t reflect.Type, f reflect.StructTag, s string) error {
 		if s != string(AckWritten) && s != string(AckStable) {
 			return fmt.Errorf("%q is neither written nor stable", s)
 		}
+	case t == reflect.TypeFor[TLS]():
+		if v := TLS(s); v != TLSOff && v != TLSOffer && v != TLSRequire {
+			return fmt.Errorf("%q is none of off, offer and require", s)
+		}
+	case t == reflect.TypeFor[Rule]():
+		_, err := access.Parse(s)
+		return err
 	case t == reflect.TypeFor[Compression]():
 		if c := Compression(s); c != CompressionNone && c != CompressionS2 && c != CompressionZstd {
 			return fmt.Errorf("%q is none of none, s2 and zstd", s)
@@ -356,6 +371,19 @@ func checkAddressList(s string) error {
 	for a := range strings.SplitSeq(s, ",") {
 		if err := checkAddress(strings.TrimSpace(a)); err != nil {
 			return fmt.Errorf("%q: %w", a, err)
+		}
+	}
+	return nil
+}
+
+// noRules is said of a list of rules without any: nobody who writes one means everybody.
+const noRules = "has no rule; leave the key out to allow every client"
+
+// checkRuleList checks a list of access rules as the environment gives it.
+func checkRuleList(s string) error {
+	for r := range strings.SplitSeq(s, ",") {
+		if _, err := access.Parse(r); err != nil {
+			return err
 		}
 	}
 	return nil

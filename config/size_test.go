@@ -2,6 +2,7 @@ package config
 
 import (
 	"math"
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -86,7 +87,7 @@ func TestDiskSizes(t *testing.T) {
 }
 
 func TestParseDisk(t *testing.T) {
-	if d, err := ParseDisk("vm1=10GiB"); err != nil || d != (Disk{"vm1", 10 * GiB}) {
+	if d, err := ParseDisk("vm1=10GiB"); err != nil || !reflect.DeepEqual(d, Disk{Name: "vm1", Size: 10 * GiB}) {
 		t.Errorf("vm1=10GiB is %+v, %v", d, err)
 	}
 	for _, bad := range []string{"", "vm1", "=1GiB", "vm1=", "VM=1GiB", "vm1=1", "vm1=1GiB=2", "vm1=4097KiB"} {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -121,7 +122,7 @@ func TestDiskFlag(t *testing.T) {
 	a := &app{dataDir: t.TempDir()}
 	t.Setenv("GATEWAY_TIER_SIZE", "600MiB")
 	c, err := a.loadConfig([]string{"demo=10GiB", "x=1MiB"})
-	if err != nil || len(c.Pools["main"].Disks) != 2 || c.Pools["main"].Disks[0] != (config.Disk{Name: "demo", Size: 10 * config.GiB}) {
+	if err != nil || len(c.Pools["main"].Disks) != 2 || !reflect.DeepEqual(c.Pools["main"].Disks[0], config.Disk{Name: "demo", Size: 10 * config.GiB}) {
 		t.Errorf("got %+v, %v", c, err)
 	}
 	for _, disks := range [][]string{{"demo"}, {"demo=1"}, {"demo=1GiB", "demo=1GiB"}} {

@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -22,6 +24,7 @@ import (
 	"graindisk/config"
 	"graindisk/frontend/nbd"
 	"graindisk/grains/segment"
+	"graindisk/internal/access"
 	"graindisk/internal/vfs"
 	"graindisk/pool"
 	"graindisk/vdisk"
@@ -31,13 +34,17 @@ import (
 // gateway is the open pools of one process. It answers the admin API and finds the exports of the
 // NBD frontend. Its set of pools does not change while it runs.
 type gateway struct {
-	pools map[string]*pool.Pool
+	pools  map[string]*pool.Pool
+	grants atomic.Pointer[map[string]access.Grants] // by disk
 }
 
 // openGateway opens every pool of the configuration and makes the disks that it lists and that are
 // missing. On failure whatever it opened is closed, with the log intact and the pool held.
 func openGateway(ctx context.Context, cfg *config.Config, takeover bool, log *slog.Logger) (*gateway, error) {
 	g := &gateway{pools: map[string]*pool.Pool{}}
+	if err := g.setAccess(cfg); err != nil {
+		return nil, err
+	}
 	for _, name := range slices.Sorted(maps.Keys(cfg.Pools)) {
 		if err := g.openPool(ctx, cfg, name, takeover, log); err != nil {
 			g.abandon()
@@ -181,11 +188,15 @@ func (g *gateway) close(ctx context.Context) error {
 	return eg.Wait()
 }
 
-// abandon closes every pool as it is: nothing more is published, and each stays held.
-func (g *gateway) abandon() {
+// abandon closes every pool as it is: nothing more is published, and each stays held. Whoever opens
+// it next on the same tier goes on from the log. It fails only if a log could not be closed.
+func (g *gateway) abandon() error {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	g.close(ctx)
+	if err := g.close(ctx); !errors.Is(err, pool.ErrShutdown) {
+		return err
+	}
+	return nil
 }
 
 // find returns the disk of that name, in whichever pool it is.
@@ -284,7 +295,8 @@ func (g *gateway) Pool(name string) (pool.Status, error) {
 }
 
 // lockData makes the data directory and locks it for this process. The lock goes with the process.
-func lockData(dir string) (unlock func(), err error) {
+// While another has it, it tries again for as long as wait.
+func lockData(ctx context.Context, dir string, wait time.Duration) (unlock func(), err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}
@@ -293,11 +305,19 @@ func lockData(dir string) (unlock func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	until := time.Now().Add(wait)
+	for err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil && ctx.Err() == nil && time.Now().Before(until); {
+		time.Sleep(lockRetry)
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
+	if err != nil {
 		f.Close()
 		return nil, fmt.Errorf("data directory %s is in use by another gateway (%s is locked): %w", dir, path, errBusy)
 	}
 	return func() { f.Close() }, nil
 }
+
+// lockRetry is short: guests wait while a lock is handed over.
+const lockRetry = 5 * time.Millisecond
 
 var errBusy = errors.New("stop it first, or use another --data")

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"graindisk/frontend/nbd/proto"
+	"graindisk/internal/access"
 )
 
 var (
@@ -24,7 +25,8 @@ var (
 type conn struct {
 	srv    *Server
 	listen ListenOptions
-	sock   net.Conn
+	sock   net.Conn // the socket itself: deadlines and closing are its own
+	stream net.Conn // what is read and written: sock, or TLS over it
 	log    *slog.Logger
 	ctx    context.Context // ends when the connection fails or is over; given to the device
 	cancel context.CancelCauseFunc
@@ -32,6 +34,10 @@ type conn struct {
 	mu          sync.Mutex
 	draining    bool // no further read of the socket
 	handshaking bool
+	peer        access.Peer  // who the client is; only the reader writes it
+	secured     bool         // TLS is on; only the reader writes it
+	granted     access.Level // what the client may do with grantedOn; only the reader writes it
+	grantedOn   string
 
 	// Fixed once transmission starts.
 	dev        Device
@@ -64,7 +70,7 @@ const (
 )
 
 func newConn(ctx context.Context, s *Server, sock net.Conn, lo ListenOptions) *conn {
-	c := &conn{srv: s, listen: lo, sock: sock, handshaking: true}
+	c := &conn{srv: s, listen: lo, sock: sock, stream: sock, handshaking: true, peer: access.PeerOf(sock)}
 	c.log = s.opt.Log.With("client", sock.RemoteAddr().String())
 	c.ctx, c.cancel = context.WithCancelCause(ctx)
 	c.in = inbuf{sock: sock, settle: func() {}}
@@ -165,12 +171,12 @@ func (c *conn) isDraining() bool {
 // linger ends the sending side and reads until the client has seen it, or a second passes:
 // closing a socket with unread requests could cost the client replies that are on their way.
 func (c *conn) linger() {
-	half, ok := c.sock.(interface{ CloseWrite() error })
+	half, ok := c.stream.(interface{ CloseWrite() error })
 	if !ok || half.CloseWrite() != nil {
 		return
 	}
 	_ = c.sock.SetReadDeadline(time.Now().Add(lingerTimeout))
-	_, _ = io.Copy(io.Discard, c.sock)
+	_, _ = io.Copy(io.Discard, c.stream)
 }
 
 const lingerTimeout = time.Second

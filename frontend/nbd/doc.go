@@ -20,7 +20,8 @@
 //	| magic | fl | type | cookie | len | data ... |  structured reply chunk
 //	+-------+----+------+--------+-----+----------+
 //
-// Offered, and nothing else: EXPORT_NAME, LIST, INFO, GO, ABORT, STRUCTURED_REPLY; READ (with
+// Offered, and nothing else: EXPORT_NAME, LIST, INFO, GO, ABORT, STRUCTURED_REPLY, STARTTLS where the
+// listener has TLS; READ (with
 // DF), WRITE, FLUSH, TRIM, WRITE_ZEROES (NO_HOLE; FAST_ZERO if the device has it), FUA, DISC,
 // multi-conn, block sizes 1/4096/32 MiB. Other options are answered UNSUP, other requests EINVAL.
 //
@@ -44,12 +45,26 @@
 // what is local at once, neighbours that came together in one chunk, OFFSET_HOLE for holes of 64 KiB and
 // more, ERROR_OFFSET for a part that failed, DONE on the last.
 //
+// TLS is 1.3 with X.509 certificates. Where it is required, every option before it but ABORT is
+// answered TLS_REQD, and EXPORT_NAME by the end of the connection.
+//
+//	client  ── STARTTLS ─►         plain text that comes along with it ends the connection
+//	        ◄──── ACK ────
+//	        ◄═ handshake ═►        within the time of the whole handshake
+//	        ══ options ═══►        from the beginning: what plain text agreed on is forgotten
+//
+// Who a client is (package access) and what it may do is settled when it asks for an export. One that
+// it may not open is not listed and answers as if it did not exist, so that names cannot be guessed;
+// with a grant to read, the export is read-only.
+//
 // Invariants:
 //   - Every buffer is counted in a budget of its connection until its reply is on the socket or
 //     its write is applied; when a budget is spent the reader stops reading.
 //   - No reply waits in the reader's hands while the reader waits for anything.
 //   - A request that reached the device is answered or its connection is closed; an unanswered
 //     request may have taken effect.
+//   - No byte of plain text has an effect after STARTTLS, and none but STARTTLS and ABORT where TLS is
+//     required.
 //   - A FLUSH covers every write completed before it on any connection (the device's promise).
 //     Writes read before it on its own connection are given 20 ms to go first; the protocol does
 //     not ask for it, and a full log must not hold a FLUSH.

@@ -22,7 +22,7 @@ func (c *conn) handshake() error {
 	binary.BigEndian.PutUint64(hello[8:], proto.MagicOption)
 	ours := proto.FlagFixedNewstyle | proto.FlagNoZeroes
 	binary.BigEndian.PutUint16(hello[16:], ours)
-	if _, err := c.sock.Write(hello[:]); err != nil {
+	if _, err := c.stream.Write(hello[:]); err != nil {
 		return err
 	}
 	p, err := c.in.next(4)
@@ -67,6 +67,9 @@ func (c *conn) readOption() (opt uint32, data []byte, err error) {
 
 // answerOption answers one option; chosen means that transmission follows.
 func (c *conn) answerOption(opt uint32, data []byte) (chosen bool, err error) {
+	if answered, err := c.secure(opt, data); answered {
+		return false, err
+	}
 	switch opt {
 	case proto.OptExportName:
 		return true, c.exportName(data)
@@ -90,9 +93,13 @@ func (c *conn) answerOption(opt uint32, data []byte) (chosen bool, err error) {
 	return false, c.refuse(opt, proto.RepErrUnsup, "option not supported")
 }
 
+// forgetHaggled forgets everything that options before STARTTLS have set: whatever plain text agreed
+// on, somebody between client and server may have said. Every option with an effect belongs here.
+func (c *conn) forgetHaggled() { c.structured = false }
+
 // list answers LIST.
 func (c *conn) list() error {
-	for _, name := range c.srv.opt.Exports.List() {
+	for _, name := range c.visible() {
 		p := binary.BigEndian.AppendUint32(nil, uint32(len(name)))
 		if err := c.reply(proto.OptList, proto.RepServer, append(p, name...)); err != nil {
 			return err
@@ -176,9 +183,12 @@ func parseInfo(p []byte) (name string, wants []uint16, ok bool) {
 // open opens the export of that name, "" being the only export there is.
 func (c *conn) open(name string) error {
 	if name == "" {
-		if names := c.srv.opt.Exports.List(); len(names) == 1 {
+		if names := c.visible(); len(names) == 1 {
 			name = names[0]
 		}
+	}
+	if err := c.admit(name); err != nil {
+		return err
 	}
 	dev, release, err := c.srv.opt.Exports.Open(c.ctx, name)
 	if err != nil {
@@ -206,7 +216,7 @@ func (c *conn) transmissionFlags() uint16 {
 	if c.structured {
 		flags |= proto.FlagSendDF
 	}
-	if c.dev.ReadOnly() {
+	if c.readOnly() {
 		return flags | proto.FlagReadOnly
 	}
 	flags |= proto.FlagSendFUA | proto.FlagSendTrim | proto.FlagSendWriteZeroes
@@ -244,6 +254,6 @@ func (c *conn) reply(opt, typ uint32, data []byte) error {
 }
 
 func (c *conn) write(p []byte) error {
-	_, err := c.sock.Write(p)
+	_, err := c.stream.Write(p)
 	return err
 }

@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"bufio"
 	"encoding/binary"
 	"net"
 	"sync"
@@ -24,7 +25,8 @@ type outbox struct {
 	sending bool
 	broken  bool
 
-	vecs, scratch net.Buffers // of the one sender
+	joined        *bufio.Writer // over TLS: replies go out in few records, each a system call
+	vecs, scratch net.Buffers   // of the one sender
 }
 
 func (o *outbox) init(sock net.Conn, reads *budget, fail func(error)) {
@@ -66,7 +68,23 @@ func (o *outbox) send(bufs ...*buf) {
 	o.mu.Unlock()
 }
 
+// secure makes later replies go out over TLS. Nothing has been sent yet.
+func (o *outbox) secure(sock net.Conn) {
+	o.sock, o.joined = sock, bufio.NewWriterSize(sock, tlsWriteBytes)
+}
+
+// tlsWriteBytes is two records of TLS.
+const tlsWriteBytes = 32 << 10
+
 func (o *outbox) write(bufs []*buf) error {
+	if o.joined != nil && len(bufs) > 1 {
+		for _, b := range bufs {
+			if _, err := o.joined.Write(b.b); err != nil {
+				return err
+			}
+		}
+		return o.joined.Flush()
+	}
 	if len(bufs) == 1 {
 		_, err := o.sock.Write(bufs[0].b)
 		return err

@@ -11,6 +11,7 @@ import (
 
 	"graindisk/block"
 	"graindisk/frontend/nbd/proto"
+	"graindisk/internal/access"
 )
 
 const (
@@ -24,6 +25,10 @@ type Options struct {
 	Exports Exports      // required
 	Log     *slog.Logger // default: discard
 	Metrics Metrics
+	// Access is what a client may do with an export of that name, which need not exist; nil = everything.
+	// It is called from many goroutines and must not wait for anything. Call Recheck when its
+	// answers change.
+	Access func(p access.Peer, export string) access.Level
 	// HandshakeTimeout is how long a client may take to choose an export; default 10 s.
 	HandshakeTimeout time.Duration
 	// ConnsMax is how many clients may be connected at once, at least 1; default 256. Further
@@ -99,6 +104,11 @@ type ListenOptions struct {
 	// AckStable acknowledges a write only once it is on stable storage, for clients that may
 	// outlive this host.
 	AckStable bool
+	// TLS offers STARTTLS; nil does not. TLSRequired refuses whoever goes on without.
+	TLS         *TLS
+	TLSRequired bool
+	// Allow are the clients that may use the listener; empty = all.
+	Allow access.Rules
 }
 
 // ErrShutdown is what Serve returns after Shutdown.
@@ -165,6 +175,11 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener, lo ListenOptions) e
 			return fmt.Errorf("accept nbd clients on %s: %w", ln.Addr(), err)
 		}
 		c := newConn(ctx, s, sock, lo)
+		if !c.mayStay() {
+			c.log.Warn("client rejected: no rule of the listener allows it", "peer", c.peer)
+			c.fail(errNotAllowed)
+			continue
+		}
 		if !s.addConn(c) {
 			c.fail(errBye)
 			continue

@@ -123,7 +123,7 @@ func (c *conn) check(q request) proto.Errno {
 		return proto.EINVAL
 	}
 	changes := q.cmd != proto.CmdRead && q.cmd != proto.CmdFlush
-	if changes && c.dev.ReadOnly() {
+	if changes && c.readOnly() {
 		return proto.EPERM
 	}
 	if q.offset > math.MaxInt64-uint64(q.length) {

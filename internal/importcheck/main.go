@@ -26,10 +26,11 @@ var layers = []struct {
 }{
 	{"block", nil},
 	{"internal/vfs", nil},
+	{"internal/access", nil},
 	{"internal/importcheck", nil},
 	{"internal/planted", nil},
 	{"internal/turn", nil},
-	{"config", []string{"block"}},
+	{"config", []string{"block", "internal/access"}},
 
 	{"backend", []string{"block"}}, // the contract
 	{"backend/local", []string{"backend", "block"}},
@@ -56,7 +57,7 @@ var layers = []struct {
 
 	{"migration", []string{"block", "internal/vfs", "backend", "vdisk/...", "pool/..."}},
 	{"api", []string{"block", "vdisk", "pool/...", "migration"}},
-	{"frontend/nbd", []string{"block", "vdisk", "frontend/nbd/proto"}},
+	{"frontend/nbd", []string{"block", "vdisk", "internal/access", "frontend/nbd/proto"}},
 	{"frontend/nbd/proto", nil},
 	{"frontend/nbd/nbdclient", []string{"frontend/nbd/proto"}},
 	{"frontend/vhost", []string{"block", "vdisk"}},

@@ -107,8 +107,22 @@ func TryServe(t testing.TB, args ...string) (*Gateway, error) {
 // Start starts `gateway serve args...` and returns at once.
 func Start(t testing.TB, args ...string) (*Gateway, error) {
 	t.Helper()
+	return start(t, nil, exec.Command(Binary(t), append([]string{"serve"}, args...)...), args)
+}
+
+// StartActivated is Start as systemd would do it, with a listening socket that is open already.
+func StartActivated(t testing.TB, socket *os.File, args ...string) (*Gateway, error) {
+	t.Helper()
+	// The process must know its own number beforehand, which a shell does.
+	sh := append([]string{"-c", `LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" "$@"`, Binary(t), "serve"}, args...)
+	return start(t, []*os.File{socket}, exec.Command("sh", sh...), args)
+}
+
+func start(t testing.TB, files []*os.File, cmd *exec.Cmd, args []string) (*Gateway, error) {
+	t.Helper()
 	g := &Gateway{t: t, args: args, log: new(syncBuffer), ready: make(chan string, 1), done: make(chan struct{})}
-	g.cmd = exec.Command(Binary(t), append([]string{"serve"}, args...)...)
+	g.cmd = cmd
+	g.cmd.ExtraFiles = files
 	g.cmd.Stderr = g.log
 	g.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := g.cmd.StdoutPipe()
@@ -176,6 +190,16 @@ func (g *Gateway) Stop() int {
 		g.t.Errorf("gateway did not end within two minutes of SIGTERM")
 	}
 	return g.ExitCode()
+}
+
+// Ended says whether the process has ended.
+func (g *Gateway) Ended() bool {
+	select {
+	case <-g.done:
+		return true
+	default:
+		return false
+	}
 }
 
 // ExitCode is the ended process's; -1 if a signal ended it.

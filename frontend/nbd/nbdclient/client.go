@@ -6,6 +6,7 @@ package nbdclient
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -57,14 +58,24 @@ type Info struct {
 // Options of a Client. The zero value asks for everything the client knows.
 type Options struct {
 	SimpleReplies bool // do not ask for structured replies
+	// TLS, if not nil, makes the client insist on TLS before it says anything else; its ServerName
+	// defaults to the host in the URI. An nbds URI insists too, with the system's authorities.
+	TLS *tls.Config
 }
 
-// Dial connects to "nbd://host[:port]/export" or "nbd+unix:///export?socket=/path"; an empty
-// export is the server's default.
+// Dial connects to "nbd://host[:port]/export" or "nbd+unix:///export?socket=/path", or the same with
+// nbds for TLS; an empty export is the server's default.
 func Dial(ctx context.Context, uri string, o Options) (*Client, error) {
-	network, address, export, err := parseURI(uri)
+	network, address, export, secure, err := parseURI(uri)
 	if err != nil {
 		return nil, err
+	}
+	if secure && o.TLS == nil {
+		o.TLS = &tls.Config{MinVersion: tls.VersionTLS13}
+	}
+	if host, _, _ := net.SplitHostPort(address); o.TLS != nil && o.TLS.ServerName == "" && network == "tcp" {
+		o.TLS = o.TLS.Clone()
+		o.TLS.ServerName = host
 	}
 	var d net.Dialer
 	sock, err := d.DialContext(ctx, network, address)
@@ -81,8 +92,8 @@ func Dial(ctx context.Context, uri string, o Options) (*Client, error) {
 // New opens export over sock, which the client then owns; it is closed on failure too.
 func New(ctx context.Context, sock net.Conn, export string, o Options) (*Client, error) {
 	stop := context.AfterFunc(ctx, func() { _ = sock.Close() })
-	h := handshake{r: bufio.NewReaderSize(sock, 64<<10), w: sock}
-	err := h.run(export, o)
+	h := handshake{r: bufio.NewReaderSize(sock, 64<<10), sock: sock}
+	err := h.run(ctx, export, o)
 	if !stop() {
 		err = context.Cause(ctx)
 	}
@@ -91,32 +102,36 @@ func New(ctx context.Context, sock net.Conn, export string, o Options) (*Client,
 		return nil, err
 	}
 	c := &Client{
-		sock: sock, info: h.info, w: bufio.NewWriterSize(sock, 64<<10),
+		sock: sock, info: h.info, w: bufio.NewWriterSize(h.sock, 64<<10),
 		pending: map[uint64]*call{}, received: make(chan struct{}),
 	}
 	go c.receive(h.r)
 	return c, nil
 }
 
-func parseURI(uri string) (network, address, export string, err error) {
+func parseURI(uri string) (network, address, export string, secure bool, err error) {
 	u, err := url.Parse(uri)
 	if err != nil {
-		return "", "", "", fmt.Errorf("nbd client: %w", err)
+		return "", "", "", false, fmt.Errorf("nbd client: %w", err)
 	}
 	export = strings.TrimPrefix(u.Path, "/")
-	switch u.Scheme {
+	scheme := u.Scheme
+	if rest, ok := strings.CutPrefix(scheme, "nbds"); ok {
+		scheme, secure = "nbd"+rest, true
+	}
+	switch scheme {
 	case "nbd":
 		port := u.Port()
 		if port == "" {
 			port = "10809"
 		}
-		return "tcp", net.JoinHostPort(u.Hostname(), port), export, nil
+		return "tcp", net.JoinHostPort(u.Hostname(), port), export, secure, nil
 	case "nbd+unix":
 		if path := u.Query().Get("socket"); path != "" {
-			return "unix", path, export, nil
+			return "unix", path, export, secure, nil
 		}
 	}
-	return "", "", "", fmt.Errorf("nbd client: %q is neither nbd://host/export nor nbd+unix:///export?socket=path", uri)
+	return "", "", "", false, fmt.Errorf("nbd client: %q is neither nbd://host/export nor nbd+unix:///export?socket=path", uri)
 }
 
 // Info returns what the server said of the export.

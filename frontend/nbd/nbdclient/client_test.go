@@ -27,13 +27,16 @@ func TestParseURI(t *testing.T) {
 		{"nbd+unix:///demo?socket=/srv/d/nbd.sock", "unix", "/srv/d/nbd.sock", "demo"},
 		{"nbd+unix:///?socket=/a%20b", "unix", "/a b", ""},
 		{"nbd+unix:///demo", "", "", ""},
-		{"nbds://host/name", "", "", ""},
+		{"nbds://host/name", "tcp", "host:10809", "name"},
+		{"nbds+unix:///demo?socket=/s", "unix", "/s", "demo"},
+		{"nbdx://host/name", "", "", ""},
 		{"http://host", "", "", ""},
 		{"%", "", "", ""},
 	}
 	for _, tt := range tests {
-		network, address, export, err := parseURI(tt.uri)
-		if network != tt.network || address != tt.address || export != tt.export || (err != nil) != (tt.network == "") {
+		network, address, export, secure, err := parseURI(tt.uri)
+		if network != tt.network || address != tt.address || export != tt.export || (err != nil) != (tt.network == "") ||
+			secure != strings.HasPrefix(tt.uri, "nbds") {
 			t.Errorf("%s: %s %s %q %v", tt.uri, network, address, export, err)
 		}
 	}

@@ -2,9 +2,12 @@ package nbdclient
 
 import (
 	"bufio"
+	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"fmt"
 	"io"
+	"net"
 
 	"graindisk/frontend/nbd/proto"
 )
@@ -28,11 +31,11 @@ const optionReplyMax = 64 << 10
 // handshake is the client's side of option haggling.
 type handshake struct {
 	r    *bufio.Reader
-	w    io.Writer
+	sock net.Conn // what is written to: the socket, or TLS over it
 	info Info
 }
 
-func (h *handshake) run(export string, o Options) error {
+func (h *handshake) run(ctx context.Context, export string, o Options) error {
 	var p [proto.GreetingLen]byte
 	if _, err := io.ReadFull(h.r, p[:]); err != nil {
 		return fmt.Errorf("greeting: %w", err)
@@ -43,8 +46,13 @@ func (h *handshake) run(export string, o Options) error {
 		return fmt.Errorf("not a fixed newstyle nbd server: greeting %x", p)
 	}
 	ours := uint32(flags & (proto.FlagFixedNewstyle | proto.FlagNoZeroes))
-	if _, err := h.w.Write(binary.BigEndian.AppendUint32(nil, ours)); err != nil {
+	if _, err := h.sock.Write(binary.BigEndian.AppendUint32(nil, ours)); err != nil {
 		return err
+	}
+	if o.TLS != nil {
+		if err := h.startTLS(ctx, o.TLS); err != nil {
+			return err
+		}
 	}
 	if !o.SimpleReplies {
 		err := h.option(proto.OptStructuredReply, nil, nil)
@@ -70,12 +78,28 @@ func (h *handshake) run(export string, o Options) error {
 	return nil
 }
 
+// startTLS goes over to TLS. Plain text after the server's answer can only be a stranger's.
+func (h *handshake) startTLS(ctx context.Context, conf *tls.Config) error {
+	if err := h.option(proto.OptStartTLS, nil, nil); err != nil {
+		return err
+	}
+	if n := h.r.Buffered(); n > 0 {
+		return fmt.Errorf("%d bytes of plain text after the answer to STARTTLS", n)
+	}
+	sock := tls.Client(h.sock, conf)
+	if err := sock.HandshakeContext(ctx); err != nil {
+		return fmt.Errorf("tls: %w", err)
+	}
+	h.sock, h.r = sock, bufio.NewReaderSize(sock, 64<<10)
+	return nil
+}
+
 // option sends one option and gives what the server tells before its final reply to info.
 func (h *handshake) option(opt uint32, data []byte, info func([]byte) error) error {
 	p := binary.BigEndian.AppendUint64(nil, proto.MagicOption)
 	p = binary.BigEndian.AppendUint32(p, opt)
 	p = binary.BigEndian.AppendUint32(p, uint32(len(data)))
-	if _, err := h.w.Write(append(p, data...)); err != nil {
+	if _, err := h.sock.Write(append(p, data...)); err != nil {
 		return err
 	}
 	for {

@@ -66,6 +66,7 @@ const (
 	RepErrPolicy   = RepErr | 2
 	RepErrInvalid  = RepErr | 3
 	RepErrUnknown  = gonbd.NEGOTIATION_TYPE_REPLY_ERR_UNKNOWN
+	RepErrTLSReqd  = RepErr | 5
 	RepErrShutdown = RepErr | 7
 )
 
