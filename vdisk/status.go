@@ -122,7 +122,7 @@ func (d *Disk) Prefetch(ctx context.Context, off, n int64) error {
 		return err
 	}
 	lba, end := block.LBA(off/block.Size), block.LBA((off+n+block.Size-1)/block.Size)
-	buf := getBuffer(prefetchWindow)
+	buf := getBuffer(int(min(prefetchWindow, uint64(end-lba)*block.Size)))
 	defer putBuffer(buf)
 	for asked := 0; lba < end && asked < prefetchMax; {
 		var ps []Piece

@@ -39,9 +39,13 @@ type conn struct {
 	piecer     Piecer   // the same
 	release    func()
 	export     string
-	structured bool
+	structured bool // replies are chunks
+	extended   bool // with extended headers; structured is set too
 	fastZero   bool
-	noZeroes   bool // of the handshake only
+	statuser   Statuser   // dev, if it is one
+	prefetcher Prefetcher // the same
+	contexts   contexts   // of metadata that the client has chosen
+	noZeroes   bool       // of the handshake only
 
 	in      inbuf
 	pending [laneCount]*batch // gathered by the reader, not yet handed to a lane
@@ -53,7 +57,8 @@ type conn struct {
 	wg     sync.WaitGroup // lanes, flusher, slow reads
 	writes budget         // bytes of changes between socket and device
 	reads  budget         // bytes of READ replies not yet on the socket
-	slow   budget         // READs that wait for the store
+	slow   budget         // READs that wait for the store, CACHE and BLOCK_STATUS
+	caches chan struct{}  // a token for each CACHE under way
 }
 
 // The lanes of a connection: operations without data must not wait for room.
@@ -71,6 +76,7 @@ func newConn(ctx context.Context, s *Server, sock net.Conn, lo ListenOptions) *c
 	c.writes.init(s.opt.InFlightBytes)
 	c.reads.init(s.opt.InFlightBytes)
 	c.slow.init(int64(s.opt.SlowReads))
+	c.caches = make(chan struct{}, cachesMax)
 	c.box.init(sock, &c.reads, c.fail)
 	c.ready.unit = inbufBytes
 	for i := range c.lanes {

@@ -32,8 +32,8 @@ type Options struct {
 	// InFlightBytes is how much memory the writes of one connection may hold, and the replies
 	// to its reads as much again; at least 1 MiB, default 64 MiB. A single request may exceed it.
 	InFlightBytes int64
-	// SlowReads is how many READs of one connection may wait for the store, at least 1; default
-	// 128. One more stops the connection from reading further requests.
+	// SlowReads is how many READs, CACHEs and BLOCK_STATUSes of one connection may wait for the store,
+	// at least 1; default 128. One more stops the connection from reading further requests.
 	SlowReads int
 }
 
