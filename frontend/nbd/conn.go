@@ -150,7 +150,7 @@ func (c *conn) serve() {
 		c.fail(why)
 	}
 	c.settle()
-	c.wg.Wait()
+	c.waitOut(why)
 	if drained && c.ctx.Err() == nil {
 		why = errDrained
 		c.linger()
@@ -160,6 +160,15 @@ func (c *conn) serve() {
 	}
 	c.srv.opt.Metrics.Closed(c.export)
 	c.log.Info("client disconnected", "reason", why)
+}
+
+// waitOut waits for the requests that were read. A client that has said goodbye may have closed its end, as it
+// needs no answer or only listens: what it asked for before is done nevertheless, unless that takes too long.
+func (c *conn) waitOut(why error) {
+	if why == errBye {
+		defer c.watchHangup(c.srv.goodbyeChecks)()
+	}
+	c.wg.Wait()
 }
 
 func (c *conn) isDraining() bool {
@@ -224,7 +233,7 @@ func (c *conn) acquire(g *budget, n int64) error {
 		return nil
 	}
 	c.settle()
-	defer c.watchHangup()()
+	defer c.watchHangup(0)()
 	if g.acquire(n) {
 		return nil
 	}

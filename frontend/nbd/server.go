@@ -106,7 +106,8 @@ var ErrShutdown = errors.New("nbd server was shut down")
 
 // Server serves the exports to any number of clients on any number of listeners.
 type Server struct {
-	opt Options
+	opt           Options
+	goodbyeChecks int
 
 	mu        sync.Mutex
 	draining  bool
@@ -122,10 +123,11 @@ func New(o Options) (*Server, error) {
 		return nil, fmt.Errorf("nbd: invalid options: %w", err)
 	}
 	return &Server{
-		opt:       o,
-		listeners: map[net.Listener]struct{}{},
-		conns:     map[*conn]struct{}{},
-		empty:     make(chan struct{}),
+		opt:           o,
+		goodbyeChecks: goodbyeChecks,
+		listeners:     map[net.Listener]struct{}{},
+		conns:         map[*conn]struct{}{},
+		empty:         make(chan struct{}),
 	}, nil
 }
 

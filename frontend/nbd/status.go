@@ -19,6 +19,7 @@ func (c *conn) blockStatus(q request) error {
 		return err
 	}
 	if err := c.acquire(&c.slow, 1); err != nil {
+		c.reads.release(statusBytes)
 		return err
 	}
 	c.wg.Go(func() { c.slowStatus(q) })

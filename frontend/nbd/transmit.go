@@ -215,6 +215,8 @@ func (c *conn) read(q request) error {
 		return nil // a connection that was ended shows at the next read of the socket
 	}
 	if err := c.acquire(&c.slow, 1); err != nil {
+		b.free()
+		c.reads.release(n)
 		return err
 	}
 	slow := c.slowRead
