@@ -10,13 +10,13 @@ import (
 )
 
 // optionReply is the reply to an option, with the payload in hex.
-func optionReply(t *testing.T, opt, typ, payload string) string {
+func optionReply(t testing.TB, opt, typ, payload string) string {
 	t.Helper()
 	return fmt.Sprintf(`%s %s %s %08x %s`, hexOptReply, opt, typ, len(unhex(t, payload)), payload)
 }
 
 // option is an option with data in hex.
-func option(t *testing.T, opt, data string) string {
+func option(t testing.TB, opt, data string) string {
 	t.Helper()
 	return fmt.Sprintf(`"IHAVEOPT" %s %08x %s`, opt, len(unhex(t, data)), data)
 }
