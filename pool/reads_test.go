@@ -68,10 +68,18 @@ func farRig(t testing.TB, w *wire, size int) (*rig, *vdisk.Disk, []byte) {
 	t.Helper()
 	latency := w.latency
 	w.latency = 0
+	r, d, model := storedRig(t, func(s backend.Store) backend.Store { return farStore{s, w} }, size)
+	w.latency = latency
+	return r, d, model
+}
+
+// storedRig is a pool whose disk d of size bytes lies on targets that wrap made, and nothing of it on the tier.
+func storedRig(t testing.TB, wrap func(backend.Store) backend.Store, size int) (*rig, *vdisk.Disk, []byte) {
+	t.Helper()
 	r := newRigFor(t, func(o *Options) {
 		o.TierBytes, o.SlotBytes, o.SegmentBytes = 256<<20, 4<<20, 32<<20
 		for i := range o.Targets {
-			o.Targets[i].Store = farStore{o.Targets[i].Store, w}
+			o.Targets[i].Store = wrap(o.Targets[i].Store)
 		}
 	})
 	d := r.disk("d", int64(size))
@@ -87,7 +95,6 @@ func farRig(t testing.TB, w *wire, size int) (*rig, *vdisk.Disk, []byte) {
 	r.abandon()
 	r.newHost()
 	r.open(true)
-	w.latency = latency
 	return r, r.disk("d", int64(size)), model
 }
 

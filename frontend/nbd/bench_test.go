@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"bytes"
 	"fmt"
 	"net"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"testing"
 
 	"graindisk/frontend/nbd/nbdclient"
+	"graindisk/frontend/nbd/proto"
 )
 
 // BenchmarkDepth moves blocks between our client and a disk in memory over a unix socket, with
@@ -83,4 +85,25 @@ func benchDepth(b *testing.B, op string, size, depth int) {
 		b.Error(err)
 	}
 	<-served
+}
+
+// BenchmarkCachedReads is what the server alone costs per cached READ, without a socket.
+func BenchmarkCachedReads(b *testing.B) {
+	for style, name := range []string{"simple", "structured", "extended"} {
+		b.Run(name, func(b *testing.B) {
+			s, err := New(Options{Exports: oneExport(newMemDevice(64 << 10))})
+			if err != nil {
+				b.Fatal(err)
+			}
+			request := request28(proto.CmdRead, 0, 1, 4096, 512)
+			if style == styleExtended {
+				request = request32(proto.CmdRead, 0, 1, 4096, 512)
+			}
+			ask := []string{``, option(b, `00000008`, ``), option(b, `0000000b`, ``)}[style]
+			l := &loopConn{request: request, n: b.N}
+			l.in = bytes.NewReader(unhex(b, `00000003`+ask+`"IHAVEOPT" 00000007 0000000a 00000004 "disk" 0000`))
+			b.ReportAllocs()
+			newConn(bg, s, l, ListenOptions{}).serve()
+		})
+	}
 }

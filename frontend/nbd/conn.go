@@ -45,9 +45,13 @@ type conn struct {
 	piecer     Piecer   // the same
 	release    func()
 	export     string
-	structured bool
+	structured bool // replies are chunks
+	extended   bool // with extended headers; structured is set too
 	fastZero   bool
-	noZeroes   bool // of the handshake only
+	statuser   Statuser   // dev, if it is one
+	prefetcher Prefetcher // the same
+	contexts   contexts   // of metadata that the client has chosen
+	noZeroes   bool       // of the handshake only
 
 	in      inbuf
 	pending [laneCount]*batch // gathered by the reader, not yet handed to a lane
@@ -59,7 +63,8 @@ type conn struct {
 	wg     sync.WaitGroup // lanes, flusher, slow reads
 	writes budget         // bytes of changes between socket and device
 	reads  budget         // bytes of READ replies not yet on the socket
-	slow   budget         // READs that wait for the store
+	slow   budget         // READs that wait for the store, CACHE and BLOCK_STATUS
+	caches chan struct{}  // a token for each CACHE under way
 }
 
 // The lanes of a connection: operations without data must not wait for room.
@@ -77,6 +82,7 @@ func newConn(ctx context.Context, s *Server, sock net.Conn, lo ListenOptions) *c
 	c.writes.init(s.opt.InFlightBytes)
 	c.reads.init(s.opt.InFlightBytes)
 	c.slow.init(int64(s.opt.SlowReads))
+	c.caches = make(chan struct{}, cachesMax)
 	c.box.init(sock, &c.reads, c.fail)
 	c.ready.unit = inbufBytes
 	for i := range c.lanes {
@@ -150,7 +156,7 @@ func (c *conn) serve() {
 		c.fail(why)
 	}
 	c.settle()
-	c.wg.Wait()
+	c.waitOut(why)
 	if drained && c.ctx.Err() == nil {
 		why = errDrained
 		c.linger()
@@ -160,6 +166,15 @@ func (c *conn) serve() {
 	}
 	c.srv.opt.Metrics.Closed(c.export)
 	c.log.Info("client disconnected", "reason", why)
+}
+
+// waitOut waits for the requests that were read. A client that has said goodbye may have closed its end, as it
+// needs no answer or only listens: what it asked for before is done nevertheless, unless that takes too long.
+func (c *conn) waitOut(why error) {
+	if why == errBye {
+		defer c.watchHangup(c.srv.goodbyeChecks)()
+	}
+	c.wg.Wait()
 }
 
 func (c *conn) isDraining() bool {
@@ -224,7 +239,7 @@ func (c *conn) acquire(g *budget, n int64) error {
 		return nil
 	}
 	c.settle()
-	defer c.watchHangup()()
+	defer c.watchHangup(0)()
 	if g.acquire(n) {
 		return nil
 	}

@@ -41,9 +41,25 @@ type Device interface {
 	Flush(ctx context.Context) error
 }
 
-// FastZeroer is a Device that knows whether OpZero is never slower than writing the zeroes,
-// whatever the range; only then is FAST_ZERO offered.
+// FastZeroer is a Device that knows whether OpZero of a range that holds a whole block is always faster than
+// to write the zeroes; only then is FAST_ZERO offered. What holds none is refused with ENOTSUP.
 type FastZeroer interface{ FastZero() bool }
+
+// Extent is a range of a device of which the same is known.
+type Extent = vdisk.Extent
+
+// Statuser is a Device that knows what is stored; only then are there base:allocation and BLOCK_STATUS.
+type Statuser interface {
+	// Status tells what [off, off+n) is made of, in order from off on: at least one extent, at most limit,
+	// none beyond off+n. It may tell of less, and may wait for the store.
+	Status(ctx context.Context, off, n int64, limit int) ([]Extent, error)
+}
+
+// Prefetcher is a Device that can bring a range nearer, so that TryRead finds it; only then is CACHE
+// offered. Prefetch returns when it has, or has done as much as is good.
+type Prefetcher interface {
+	Prefetch(ctx context.Context, off, n int64) error
+}
 
 // Prompter is a Device that can tell beforehand whether Write would have to wait for room or for a
 // store. What need not wait is applied by the reader itself, which saves a hand-over.

@@ -19,17 +19,37 @@
 //	+-------+----+------+--------+-----+----+-----+
 //	| magic | fl | type | cookie | len | data ... |  structured reply chunk
 //	+-------+----+------+--------+-----+----------+
+//	0       4    6      8        16       24    32
+//	+-------+----+------+--------+--------+-----+----------+
+//	| magic | fl | type | cookie | offset | len | data ... |  with extended headers: request and reply chunk
+//	+-------+----+------+--------+--------+-----+----------+
 //
-// Offered, and nothing else: EXPORT_NAME, LIST, INFO, GO, ABORT, STRUCTURED_REPLY, STARTTLS where the
-// listener has TLS; READ (with
-// DF), WRITE, FLUSH, TRIM, WRITE_ZEROES (NO_HOLE; FAST_ZERO if the device has it), FUA, DISC,
-// multi-conn, block sizes 1/4096/32 MiB. Other options are answered UNSUP, other requests EINVAL.
+// With extended headers, len of a request is that of the data that follow if the flag PAYLOAD_LEN is set, which
+// WRITE has and nothing else, and else that of the range, up to 2^63-1; every reply is a chunk, which repeats the
+// request's offset.
+//
+// Offered, and nothing else: EXPORT_NAME, LIST, INFO, GO, ABORT, STARTTLS where the listener has TLS,
+// STRUCTURED_REPLY, EXTENDED_HEADERS, LIST_META_CONTEXT and SET_META_CONTEXT with base:allocation; READ (with DF), WRITE, FLUSH, TRIM, WRITE_ZEROES
+// (NO_HOLE, FAST_ZERO), CACHE, BLOCK_STATUS (REQ_ONE), FUA on everything, DISC, multi-conn, block sizes
+// 1/4096/32 MiB. Other options are answered UNSUP, other requests EINVAL. What a device cannot do is not offered.
+//
+//   - base:allocation tells data, or hole and zero; an answer has at most 2048 ranges and ends with the request.
+//   - NO_HOLE changes nothing: what is zeroed takes no space, and to write there later costs no more and fails no
+//     sooner than anywhere else. BLOCK_STATUS tells it as a hole.
+//   - FAST_ZERO is refused with ENOTSUP for a range without a whole block, whose zeroes are stored like data.
+//   - CACHE brings up to 1 GiB of the range to the local tier and is answered then.
+//
+// Limits on strangers: the handshake must end in time however it goes on, has at most 256 options of at most
+// 64 KiB, and names of 4096 bytes. In transmission a client may be silent for ever, in the midst of a request
+// too: a machine that was suspended there must find its disk as it was. Data longer than 32 MiB end the
+// connection (compact headers: longer than 64 MiB, else they are skipped and refused).
 //
 // One connection:
 //
 //	socket ─► reader ─┬─ cached READ ────────────────► replies ─► outbox ─► socket
 //	                  ├─ other READ ► a goroutine ─ part by part ►   ▲
 //	                  ├─ WRITE, TRIM, ZEROES ► batch ► lane ─────────┤
+//	                  ├─ CACHE, BLOCK_STATUS ► a goroutine ──────────┤
 //	                  └─ FLUSH ► flusher (one at a time) ────────────┘
 //
 // The reader takes every request its buffer holds before it touches the socket again: cached
@@ -41,7 +61,7 @@
 // a write that waits for room or a read that waits for a store delays no cached read; operations
 // without data have a lane to themselves, since unmapping must pass when writes may not.
 //
-// With structured replies and without DF, a READ that must wait is answered in chunks as its parts come:
+// With replies in chunks and without DF, a READ that must wait is answered in chunks as its parts come:
 // what is local at once, neighbours that came together in one chunk, OFFSET_HOLE for holes of 64 KiB and
 // more, ERROR_OFFSET for a part that failed, DONE on the last.
 //
@@ -62,7 +82,8 @@
 //     its write is applied; when a budget is spent the reader stops reading.
 //   - No reply waits in the reader's hands while the reader waits for anything.
 //   - A request that reached the device is answered or its connection is closed; an unanswered
-//     request may have taken effect.
+//     request may have taken effect. What was read before a DISC is done even if the client has gone,
+//     unless that takes more than half a minute; a client that goes without one has all it asked for cancelled.
 //   - No byte of plain text has an effect after STARTTLS, and none but STARTTLS and ABORT where TLS is
 //     required.
 //   - A FLUSH covers every write completed before it on any connection (the device's promise).

@@ -391,7 +391,7 @@ func concurrentModel(t *testing.T, as func(*memDevice) Device) {
 	d.onTry = func(int64, int) bool { return n.Add(1)%3 != 0 }
 	s := startServer(t, Options{Exports: oneExport(as(d)), InFlightBytes: 1 << 20, SlowReads: 2}, ListenOptions{})
 	clients := []*nbdclient.Client{
-		s.client(nbdclient.Options{}), s.client(nbdclient.Options{}), s.client(nbdclient.Options{SimpleReplies: true}),
+		s.client(nbdclient.Options{}), s.client(nbdclient.Options{Extended: true}), s.client(nbdclient.Options{SimpleReplies: true}),
 	}
 	var wg sync.WaitGroup
 	for w := range workers {
@@ -662,15 +662,22 @@ func TestCachedReadsAllocateNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	mallocs := func(n int) float64 {
-		return testing.AllocsPerRun(3, func() {
-			l := &loopConn{request: request28(proto.CmdRead, 0, 1, 4096, 4096), n: n}
-			l.in = bytes.NewReader(unhex(t, `00000003 "IHAVEOPT" 00000008 00000000 "IHAVEOPT" 00000007 0000000a 00000004 "disk" 0000`))
-			newConn(bg, s, l, ListenOptions{}).serve()
-		})
-	}
-	few, many := mallocs(1000), mallocs(21000)
-	if per := (many - few) / 20000; per > 0.05 { // pools may be emptied now and then
-		t.Errorf("%.3f allocations per cached read (%v for 1000, %v for 21000)", per, few, many)
+	for style, request := range [][]byte{
+		styleSimple:     request28(proto.CmdRead, 0, 1, 4096, 4096),
+		styleStructured: request28(proto.CmdRead, 0, 1, 4096, 4096),
+		styleExtended:   request32(proto.CmdRead, 0, 1, 4096, 4096),
+	} {
+		ask := []string{``, option(t, `00000008`, ``), option(t, `0000000b`, ``)}[style]
+		mallocs := func(n int) float64 {
+			return testing.AllocsPerRun(3, func() {
+				l := &loopConn{request: request, n: n}
+				l.in = bytes.NewReader(unhex(t, `00000003`+ask+`"IHAVEOPT" 00000007 0000000a 00000004 "disk" 0000`))
+				newConn(bg, s, l, ListenOptions{}).serve()
+			})
+		}
+		few, many := mallocs(1000), mallocs(21000)
+		if per := (many - few) / 20000; per > 0.05 { // pools may be emptied now and then
+			t.Errorf("style %d: %.3f allocations per cached read (%v for 1000, %v for 21000)", style, per, few, many)
+		}
 	}
 }

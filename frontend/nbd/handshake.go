@@ -87,15 +87,26 @@ func (c *conn) answerOption(opt uint32, data []byte) (chosen bool, err error) {
 		if len(data) > 0 {
 			return false, c.refuse(opt, proto.RepErrInvalid, "STRUCTURED_REPLY takes no data")
 		}
+		if c.extended {
+			return false, c.refuse(opt, proto.RepErrExtHeaderReqd, "extended headers are in use")
+		}
 		c.structured = true
 		return false, c.reply(opt, proto.RepAck, nil)
+	case proto.OptExtendedHeaders:
+		if len(data) > 0 {
+			return false, c.refuse(opt, proto.RepErrInvalid, "EXTENDED_HEADERS takes no data")
+		}
+		c.structured, c.extended = true, true
+		return false, c.reply(opt, proto.RepAck, nil)
+	case proto.OptListMetaContext, proto.OptSetMetaContext:
+		return false, c.metaContext(opt, data)
 	}
 	return false, c.refuse(opt, proto.RepErrUnsup, "option not supported")
 }
 
 // forgetHaggled forgets everything that options before STARTTLS have set: whatever plain text agreed
 // on, somebody between client and server may have said. Every option with an effect belongs here.
-func (c *conn) forgetHaggled() { c.structured = false }
+func (c *conn) forgetHaggled() { c.structured, c.extended, c.contexts = false, false, contexts{} }
 
 // list answers LIST.
 func (c *conn) list() error {
@@ -110,6 +121,9 @@ func (c *conn) list() error {
 
 // exportName answers EXPORT_NAME, whose only refusal is the end of the connection.
 func (c *conn) exportName(data []byte) error {
+	if c.extended {
+		return errors.New("EXPORT_NAME after EXTENDED_HEADERS")
+	}
 	if err := c.open(string(data)); err != nil {
 		return fmt.Errorf("open export %q: %w", data, err)
 	}
@@ -199,6 +213,8 @@ func (c *conn) open(name string) error {
 	c.fastZero = ok && fast.FastZero()
 	c.prompter, _ = dev.(Prompter)
 	c.piecer, _ = dev.(Piecer)
+	c.statuser, _ = dev.(Statuser)
+	c.prefetcher, _ = dev.(Prefetcher)
 	return nil
 }
 
@@ -215,6 +231,9 @@ func (c *conn) transmissionFlags() uint16 {
 	flags := proto.FlagHasFlags | proto.FlagSendFlush | proto.FlagCanMultiConn
 	if c.structured {
 		flags |= proto.FlagSendDF
+	}
+	if c.prefetcher != nil {
+		flags |= proto.FlagSendCache
 	}
 	if c.readOnly() {
 		return flags | proto.FlagReadOnly

@@ -76,12 +76,18 @@ func TestHandshakeBytes(t *testing.T) {
 		}, false},
 		{"what is not offered is refused, and haggling goes on", []step{
 			{`00000003 "IHAVEOPT" 00000005 00000000`, unsup(`00000005`)},
-			{`"IHAVEOPT" 00000009 00000004 00000000`, unsup(`00000009`)},
-			{`"IHAVEOPT" 0000000a 00000000`, unsup(`0000000a`)},
-			{`"IHAVEOPT" 0000000b 00000000`, unsup(`0000000b`)},
+			{`"IHAVEOPT" 00000004 00000004 00000000`, unsup(`00000004`)}, // PEEK_EXPORT, withdrawn
+			{`"IHAVEOPT" 0000000c 00000000`, unsup(`0000000c`)},
+			{`"IHAVEOPT" 00000000 00000000`, unsup(`00000000`)},
 			{`"IHAVEOPT" deadbeef 00000003 010203`, unsup(`deadbeef`)},
 			{`"IHAVEOPT" 00000002 00000000`, ack(`00000002`)},
 		}, true},
+		{"a device without more has no contexts to choose from", []step{
+			{`00000003 "IHAVEOPT" 00000008 00000000`, ack(`00000008`)},
+			{`"IHAVEOPT" 00000009 0000000c 00000004 "disk" 00000000`, ack(`00000009`)},
+			{`"IHAVEOPT" 0000000a 0000001f 00000004 "disk" 00000001 0000000f "base:allocation"`, ack(`0000000a`)},
+			{`"IHAVEOPT" 00000006 0000000a 00000004 "disk" 0000`, info(`00000006`, size, `01ed`) + ack(`00000006`)},
+		}, false},
 		{"GO too short", []step{{`00000003 "IHAVEOPT" 00000007 00000005 0000000000`, malformed}}, false},
 		{"GO with a name longer than its data", []step{{`00000003 "IHAVEOPT" 00000007 0000000a 00000005 "disk" 0000`, malformed}}, false},
 		{"GO with a name of 4 GiB", []step{{`00000003 "IHAVEOPT" 00000007 0000000a ffffffff "disk" 0000`, malformed}}, false},

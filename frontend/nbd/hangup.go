@@ -9,12 +9,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hangupCheck is how often a reader that waits looks whether its client is still there.
-const hangupCheck = time.Second
+const (
+	// hangupCheck is how often a reader that waits looks whether its client is still there.
+	hangupCheck = time.Second
+	// goodbyeChecks is how often it may find it gone while it answers what came before a DISC.
+	goodbyeChecks = 30
+)
 
-// watchHangup ends the connection if the client hangs up before stop is called: a reader that
-// waits for a budget does not read the socket, and would not see the end of it.
-func (c *conn) watchHangup() (stop func()) {
+// watchHangup ends the connection if the client hangs up before stop is called and is found gone more than
+// patience times: a reader that waits for a budget does not read the socket, and would not see the end of it.
+func (c *conn) watchHangup(patience int) (stop func()) {
 	var over atomic.Bool
 	var timer *time.Timer
 	ready := make(chan struct{}) // timer is set
@@ -22,9 +26,12 @@ func (c *conn) watchHangup() (stop func()) {
 		<-ready
 		switch {
 		case over.Load():
-		case hungUp(c.sock):
+		case hungUp(c.sock) && patience == 0:
 			c.fail(errHungUp)
 		default:
+			if hungUp(c.sock) {
+				patience--
+			}
 			timer.Reset(hangupCheck)
 		}
 	})

@@ -107,6 +107,51 @@ func (d *memDevice) contents() []byte {
 	return bytes.Clone(d.data)
 }
 
+// fullDevice is a memDevice that can do all that a device may. Every range of 4096 bytes that holds
+// nothing but zeroes is a hole.
+type fullDevice struct {
+	*memDevice
+	onStatus   func(ctx context.Context) error
+	onPrefetch func(ctx context.Context, off, n int64) error
+}
+
+func newFullDevice(size int) *fullDevice {
+	d := &fullDevice{memDevice: newMemDevice(size)}
+	d.fastZero = true
+	return d
+}
+
+func (d *fullDevice) Status(ctx context.Context, off, n int64, limit int) ([]Extent, error) {
+	if d.onStatus != nil {
+		if err := d.onStatus(ctx); err != nil {
+			return nil, err
+		}
+	}
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	var es []Extent
+	for end := off + n; off < end; {
+		to := min(end, (off+4096)&^4095)
+		hole := len(bytes.Trim(d.data[off&^4095:min(int64(len(d.data)), off&^4095+4096)], "\x00")) == 0
+		if k := len(es); k > 0 && es[k-1].Hole == hole {
+			es[k-1].Len += to - off
+		} else if k == limit {
+			break
+		} else {
+			es = append(es, Extent{Len: to - off, Hole: hole})
+		}
+		off = to
+	}
+	return es, nil
+}
+
+func (d *fullDevice) Prefetch(ctx context.Context, off, n int64) error {
+	if d.onPrefetch != nil {
+		return d.onPrefetch(ctx, off, n)
+	}
+	return nil
+}
+
 // memExports are named devices; open counts how many are in use.
 type memExports struct {
 	names   []string

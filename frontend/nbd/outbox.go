@@ -122,17 +122,27 @@ func putSimple(p []byte, cookie uint64, code proto.Errno) {
 	binary.BigEndian.PutUint64(p[8:], cookie)
 }
 
-// putChunk encodes the header of a structured reply's last or only chunk, n bytes of payload to follow.
-func putChunk(p []byte, typ uint16, cookie uint64, n int) {
-	putChunkFlags(p, proto.ReplyFlagDone, typ, cookie, n)
-}
-
-func putChunkFlags(p []byte, flags, typ uint16, cookie uint64, n int) {
-	binary.BigEndian.PutUint32(p, proto.MagicStructuredReply)
+// putChunk encodes the header of a reply chunk, chunkHeaderLen bytes, with n bytes of payload to follow. off is
+// that of the request.
+func (c *conn) putChunk(p []byte, flags, typ uint16, cookie, off uint64, n int) {
 	binary.BigEndian.PutUint16(p[4:], flags)
 	binary.BigEndian.PutUint16(p[6:], typ)
 	binary.BigEndian.PutUint64(p[8:], cookie)
+	if c.extended {
+		binary.BigEndian.PutUint32(p, proto.MagicExtendedReply)
+		binary.BigEndian.PutUint64(p[16:], off)
+		binary.BigEndian.PutUint64(p[24:], uint64(n))
+		return
+	}
+	binary.BigEndian.PutUint32(p, proto.MagicStructuredReply)
 	binary.BigEndian.PutUint32(p[16:], uint32(n))
+}
+
+func (c *conn) chunkHeaderLen() int {
+	if c.extended {
+		return proto.ExtendedReplyLen
+	}
+	return proto.StructuredReplyLen
 }
 
 // putData encodes the header of a successful READ of n > 0 bytes, readHeaderLen bytes.
@@ -141,14 +151,14 @@ func (c *conn) putData(p []byte, cookie uint64, off uint64, n int) {
 		putSimple(p, cookie, proto.OK)
 		return
 	}
-	putChunk(p, proto.ReplyTypeOffsetData, cookie, 8+n)
-	binary.BigEndian.PutUint64(p[proto.StructuredReplyLen:], off)
+	c.putChunk(p, proto.ReplyFlagDone, proto.ReplyTypeOffsetData, cookie, off, 8+n)
+	binary.BigEndian.PutUint64(p[c.chunkHeaderLen():], off)
 }
 
 // readHeaderLen is how many bytes stand before the data of a READ's reply.
 func (c *conn) readHeaderLen() int {
 	if c.structured {
-		return proto.StructuredReplyLen + 8
+		return c.chunkHeaderLen() + 8
 	}
 	return proto.SimpleReplyLen
 }
@@ -158,15 +168,15 @@ func (c *conn) readHeaderLen() int {
 func (c *conn) putResult(r *replies, q request, code proto.Errno) {
 	switch {
 	case c.structured && code != proto.OK:
-		msg := code.Error()
-		p := r.reserve(proto.StructuredReplyLen + 6 + len(msg))
-		putChunk(p, proto.ReplyTypeError, q.cookie, 6+len(msg))
-		p = p[proto.StructuredReplyLen:]
+		msg, h := code.Error(), c.chunkHeaderLen()
+		p := r.reserve(h + 6 + len(msg))
+		c.putChunk(p, proto.ReplyFlagDone, proto.ReplyTypeError, q.cookie, q.offset, 6+len(msg))
+		p = p[h:]
 		binary.BigEndian.PutUint32(p, uint32(code))
 		binary.BigEndian.PutUint16(p[4:], uint16(len(msg)))
 		copy(p[6:], msg)
-	case c.structured && q.cmd == proto.CmdRead:
-		putChunk(r.reserve(proto.StructuredReplyLen), proto.ReplyTypeNone, q.cookie, 0)
+	case c.extended || c.structured && q.cmd == proto.CmdRead:
+		c.putChunk(r.reserve(c.chunkHeaderLen()), proto.ReplyFlagDone, proto.ReplyTypeNone, q.cookie, q.offset, 0)
 	default:
 		putSimple(r.reserve(proto.SimpleReplyLen), q.cookie, code)
 	}

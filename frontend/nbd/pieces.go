@@ -41,11 +41,7 @@ func (c *conn) slowPieces(q request, b *buf) {
 	r := pieceReply{c: c, q: q, b: b, head: c.readHeaderLen(), left: int(q.length)}
 	err := c.piecer.ReadPieces(c.ctx, b.b[r.head:], int64(q.offset), r.put)
 	if err != nil {
-		if code, ok := c.verdict(q, err); ok {
-			var rs replies
-			c.putResult(&rs, q, code)
-			c.send(&rs)
-		}
+		c.fails(q, err)
 	}
 	if n := b.done(); n > 0 {
 		c.reads.release(n)
@@ -65,7 +61,7 @@ func (r *pieceReply) put(parts []Part) {
 		r.c.box.send(r.b.view(0, len(r.b.b)))
 		return
 	}
-	const headMax = proto.StructuredReplyLen + 14 + errorTextMax
+	const headMax = proto.ExtendedReplyLen + 14 + errorTextMax
 	heads := getBuf(len(parts) * headMax)
 	heads.b = heads.b[:len(parts)*headMax]
 	heads.shares.Store(1)
@@ -95,11 +91,12 @@ const errorTextMax = 64
 
 // putHead encodes all of a part's chunk but its data, and returns its length.
 func (r *pieceReply) putHead(p []byte, a Part) int {
-	const h = proto.StructuredReplyLen
+	h := r.c.chunkHeaderLen()
 	var flags uint16
 	if r.left == 0 {
 		flags = proto.ReplyFlagDone
 	}
+	put := func(typ uint16, n int) { r.c.putChunk(p, flags, typ, r.q.cookie, r.q.offset, n) }
 	off, size := r.q.offset+uint64(a.From), a.To-a.From
 	switch {
 	case a.Err != nil:
@@ -114,19 +111,19 @@ func (r *pieceReply) putHead(p []byte, a Part) int {
 		text := code.Error()
 		text = text[:min(len(text), errorTextMax)]
 		n := 6 + len(text) + 8
-		putChunkFlags(p, flags, proto.ReplyTypeErrorOffset, r.q.cookie, n)
+		put(proto.ReplyTypeErrorOffset, n)
 		binary.BigEndian.PutUint32(p[h:], uint32(code))
 		binary.BigEndian.PutUint16(p[h+4:], uint16(len(text)))
 		copy(p[h+6:], text)
 		binary.BigEndian.PutUint64(p[h+6+len(text):], off)
 		return h + n
 	case a.Hole:
-		putChunkFlags(p, flags, proto.ReplyTypeOffsetHole, r.q.cookie, 12)
+		put(proto.ReplyTypeOffsetHole, 12)
 		binary.BigEndian.PutUint64(p[h:], off)
 		binary.BigEndian.PutUint32(p[h+8:], uint32(size))
 		return h + 12
 	}
-	putChunkFlags(p, flags, proto.ReplyTypeOffsetData, r.q.cookie, 8+size)
+	put(proto.ReplyTypeOffsetData, 8+size)
 	binary.BigEndian.PutUint64(p[h:], off)
 	return h + 8
 }

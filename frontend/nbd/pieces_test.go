@@ -48,6 +48,16 @@ func (d *pieceDevice) ReadPieces(ctx context.Context, p []byte, off int64, ready
 	})
 }
 
+// planOf tells batches of parts one after the other.
+func planOf(batches ...[]Part) func(context.Context, int, func([]Part)) error {
+	return func(_ context.Context, _ int, ready func([]Part)) error {
+		for _, parts := range batches {
+			ready(parts)
+		}
+		return nil
+	}
+}
+
 const grain = 64 << 10
 
 // TestWhatIsThereLeavesAtOnce holds the last of 16 grains back and then lets it fail: the 15 must have

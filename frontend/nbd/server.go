@@ -37,8 +37,8 @@ type Options struct {
 	// InFlightBytes is how much memory the writes of one connection may hold, and the replies
 	// to its reads as much again; at least 1 MiB, default 64 MiB. A single request may exceed it.
 	InFlightBytes int64
-	// SlowReads is how many READs of one connection may wait for the store, at least 1; default
-	// 128. One more stops the connection from reading further requests.
+	// SlowReads is how many READs, CACHEs and BLOCK_STATUSes of one connection may wait for the store,
+	// at least 1; default 128. One more stops the connection from reading further requests.
 	SlowReads int
 }
 
@@ -116,7 +116,8 @@ var ErrShutdown = errors.New("nbd server was shut down")
 
 // Server serves the exports to any number of clients on any number of listeners.
 type Server struct {
-	opt Options
+	opt           Options
+	goodbyeChecks int
 
 	mu        sync.Mutex
 	draining  bool
@@ -132,10 +133,11 @@ func New(o Options) (*Server, error) {
 		return nil, fmt.Errorf("nbd: invalid options: %w", err)
 	}
 	return &Server{
-		opt:       o,
-		listeners: map[net.Listener]struct{}{},
-		conns:     map[*conn]struct{}{},
-		empty:     make(chan struct{}),
+		opt:           o,
+		goodbyeChecks: goodbyeChecks,
+		listeners:     map[net.Listener]struct{}{},
+		conns:         map[*conn]struct{}{},
+		empty:         make(chan struct{}),
 	}, nil
 }
 

@@ -109,6 +109,8 @@ func TestStartTLSBytes(t *testing.T) {
 	// What was agreed in plain text is forgotten: a READ is answered simply.
 	r.send(`"IHAVEOPT" 00000008 00000000`)
 	r.expect(hexOptReply + `00000008 00000001 00000000`)
+	r.send(`"IHAVEOPT" 0000000b 00000000`)
+	r.expect(hexOptReply + `0000000b 00000001 00000000`)
 	r.send(hexStartTLS)
 	r.expect(hexOptReply + `00000005 00000001 00000000`)
 	over := tls.Client(r.Conn, ca.ClientConfig(t, pki.Pair{}))

@@ -14,9 +14,9 @@ import (
 type request struct {
 	cmd    proto.Cmd
 	flags  uint16
-	length uint32
 	cookie uint64
 	offset uint64
+	length uint64
 	start  time.Time // set only if somebody wants to know
 }
 
@@ -27,6 +27,10 @@ func (c *conn) flagsOf(cmd proto.Cmd) uint16 {
 	switch {
 	case cmd == proto.CmdRead && c.structured:
 		allowed |= proto.CmdFlagDF
+	case cmd == proto.CmdWrite && c.extended:
+		allowed |= proto.CmdFlagPayloadLen
+	case cmd == proto.CmdBlockStatus:
+		allowed |= proto.CmdFlagReqOne
 	case cmd == proto.CmdWriteZeroes:
 		allowed |= proto.CmdFlagNoHole
 		if c.fastZero {
@@ -39,12 +43,16 @@ func (c *conn) flagsOf(cmd proto.Cmd) uint16 {
 // transmit reads and starts requests until the connection ends, and returns why.
 func (c *conn) transmit() error {
 	c.in.settle = c.settle
+	size, want := proto.RequestLen, proto.MagicRequest
+	if c.extended {
+		size, want = proto.ExtendedRequestLen, proto.MagicExtendedRequest
+	}
 	for {
-		h, err := c.in.next(proto.RequestLen)
+		h, err := c.in.next(size)
 		if err != nil {
 			return err
 		}
-		if magic := binary.BigEndian.Uint32(h); magic != proto.MagicRequest {
+		if magic := binary.BigEndian.Uint32(h); magic != want {
 			return fmt.Errorf("bad request magic %#08x", magic)
 		}
 		q := request{
@@ -52,7 +60,11 @@ func (c *conn) transmit() error {
 			cmd:    proto.Cmd(binary.BigEndian.Uint16(h[6:])),
 			cookie: binary.BigEndian.Uint64(h[8:]),
 			offset: binary.BigEndian.Uint64(h[16:]),
-			length: binary.BigEndian.Uint32(h[24:]),
+		}
+		if c.extended {
+			q.length = binary.BigEndian.Uint64(h[24:])
+		} else {
+			q.length = uint64(binary.BigEndian.Uint32(h[24:]))
 		}
 		if c.srv.opt.Metrics.Done != nil {
 			q.start = time.Now()
@@ -72,13 +84,8 @@ func (c *conn) start(q request) error {
 		return errBye
 	}
 	if code := c.check(q); code != proto.OK {
-		if q.cmd == proto.CmdWrite {
-			if q.length > 2*payloadMax {
-				return fmt.Errorf("write of %d bytes", q.length)
-			}
-			if err := c.in.discard(int64(q.length)); err != nil {
-				return err
-			}
+		if err := c.skipPayload(q); err != nil {
+			return err
 		}
 		c.putResult(&c.ready, q, code)
 		return nil
@@ -95,6 +102,12 @@ func (c *conn) start(q request) error {
 		if q.length > 0 {
 			return c.read(q)
 		}
+	case proto.CmdBlockStatus:
+		return c.blockStatus(q)
+	case proto.CmdCache:
+		if q.length > 0 {
+			return c.cache(q)
+		}
 	default:
 		if q.length > 0 {
 			return c.change(q)
@@ -104,11 +117,29 @@ func (c *conn) start(q request) error {
 	return nil
 }
 
+// skipPayload drops the data of a request that is refused, or ends the connection if they are too long
+// for that: with compact headers from 64 MiB on, as a client need not know the limit, else from 32 MiB.
+func (c *conn) skipPayload(q request) error {
+	limit := uint64(2 * payloadMax)
+	if c.extended {
+		if q.flags&proto.CmdFlagPayloadLen == 0 {
+			return nil
+		}
+		limit = payloadMax
+	} else if q.cmd != proto.CmdWrite {
+		return nil
+	}
+	if q.length > limit {
+		return fmt.Errorf("%s with %d bytes of data", q.cmd, q.length)
+	}
+	return c.in.discard(int64(q.length))
+}
+
 // check is what can be said against q without asking the device.
 func (c *conn) check(q request) proto.Errno {
 	switch q.cmd {
 	case proto.CmdRead, proto.CmdWrite:
-		if q.length > payloadMax {
+		if q.length > payloadMax || c.extended && q.cmd == proto.CmdWrite && q.flags&proto.CmdFlagPayloadLen == 0 {
 			return proto.EINVAL
 		}
 	case proto.CmdFlush:
@@ -116,24 +147,46 @@ func (c *conn) check(q request) proto.Errno {
 			return proto.EINVAL
 		}
 	case proto.CmdTrim, proto.CmdWriteZeroes:
+	case proto.CmdCache:
+		if c.prefetcher == nil {
+			return proto.EINVAL
+		}
+	case proto.CmdBlockStatus:
+		if !c.allocation() || q.length == 0 {
+			return proto.EINVAL
+		}
 	default:
 		return proto.EINVAL
 	}
 	if q.flags&^c.flagsOf(q.cmd) != 0 {
 		return proto.EINVAL
 	}
-	changes := q.cmd != proto.CmdRead && q.cmd != proto.CmdFlush
-	if changes && c.readOnly() {
+	if q.changes() && c.readOnly() {
 		return proto.EPERM
 	}
-	if q.offset > math.MaxInt64-uint64(q.length) {
+	if q.length > math.MaxInt64 || q.offset > math.MaxInt64-q.length {
 		return proto.EINVAL
 	}
 	if int64(q.offset)+int64(q.length) > c.dev.Size() {
 		return rangeErrno(q.cmd)
 	}
+	if q.flags&proto.CmdFlagFastZero != 0 && q.length > 0 && !q.hasWholeBlock() {
+		return proto.ENOTSUP // part of a block is stored, as a WRITE would
+	}
 	return proto.OK
 }
+
+// changes tells whether q is of a kind that changes the device.
+func (q request) changes() bool {
+	return q.cmd == proto.CmdWrite || q.cmd == proto.CmdTrim || q.cmd == proto.CmdWriteZeroes
+}
+
+func (q request) hasWholeBlock() bool {
+	return (q.offset+block.Size-1)/block.Size < (q.offset+q.length)/block.Size
+}
+
+// allocation tells whether the client has chosen base:allocation for the export it then opened.
+func (c *conn) allocation() bool { return c.contexts.allocation && c.contexts.export == c.export }
 
 // read answers a READ in place if the device has the bytes at hand, and otherwise leaves it to
 // a goroutine.
@@ -162,6 +215,8 @@ func (c *conn) read(q request) error {
 		return nil // a connection that was ended shows at the next read of the socket
 	}
 	if err := c.acquire(&c.slow, 1); err != nil {
+		b.free()
+		c.reads.release(n)
 		return err
 	}
 	slow := c.slowRead
@@ -186,11 +241,7 @@ func (c *conn) slowRead(q request, b *buf) {
 	}
 	b.free()
 	c.reads.release(int64(q.length))
-	if code, ok := c.verdict(q, err); ok {
-		var r replies
-		c.putResult(&r, q, code)
-		c.send(&r)
-	}
+	c.fails(q, err)
 }
 
 // change reads the payload of a WRITE and adds q, WRITE, TRIM or WRITE_ZEROES, to the batch

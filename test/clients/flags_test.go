@@ -2,9 +2,11 @@ package clients
 
 import (
 	"encoding/json"
+	"fmt"
 	"maps"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 
 	"graindisk/test/harness"
@@ -33,10 +35,11 @@ func needNbdsh(t *testing.T) {
 const prelude = `
 import errno, nbd, sys
 K, M, G = 1 << 10, 1 << 20, 1 << 30
-def connect(simple=False):
+def connect(simple=False, contexts=["base:allocation"]):
     h = nbd.NBD()
     h.set_strict_mode(0)  # let through what the server must refuse
     h.set_request_structured_replies(not simple)
+    for c in contexts: h.add_meta_context(c)
     h.connect_uri(sys.argv[1])
     return h
 def fails(code, f, *args, **kw):
@@ -52,6 +55,14 @@ def same(got, want, what=""):
     if bytes(got) != bytes(want):
         at = next((i for i in range(min(len(got), len(want))) if got[i] != want[i]), -1)
         raise AssertionError("%s: %d bytes, want %d; first difference at %d" % (what, len(got), len(want), at))
+def extents(h, n, off, flags=0):
+    got = []
+    def extent(context, at, entries, err):
+        assert context == "base:allocation" and at == off, (context, at)
+        got.extend(zip(entries[0::2], entries[1::2]))
+    h.block_status(n, off, extent, flags)
+    return got
+HOLE = nbd.STATE_HOLE | nbd.STATE_ZERO
 h = connect()
 `
 
@@ -119,11 +130,46 @@ assert not s.can_df()                           # only structured replies have i
 same(s.pread(64*K, 5*M), want, "simple reply")
 fails(errno.EINVAL, s.pread, 64*K, 5*M, nbd.CMD_FLAG_DF)
 `},
-	"can_fast_zero": {false, `
-fails(errno.EINVAL, h.zero, 4*K, 6*M, nbd.CMD_FLAG_FAST_ZERO)
+	"can_fast_zero": {true, `
+for flags in [nbd.CMD_FLAG_FAST_ZERO, nbd.CMD_FLAG_FAST_ZERO | nbd.CMD_FLAG_NO_HOLE | nbd.CMD_FLAG_FUA]:
+    h.pwrite(data(16*K), 6*M)
+    h.zero(8*K, 6*M + 4*K, flags)
+    h.zero(4*K + 2, 6*M - 1, flags)             # a whole block and two bytes beside it
+    same(h.pread(16*K, 6*M), bytes(12*K) + data(16*K)[12*K:], "fast")
+    h.pwrite(data(16*K), 6*M)
+    fails(errno.ENOTSUP, h.zero, 512, 6*M, flags)       # no faster than to write them
+    fails(errno.ENOTSUP, h.zero, 8*K - 2, 6*M + 1, flags)
+    same(h.pread(16*K, 6*M), data(16*K), "refused")
 `},
-	"can_cache": {false, `
-fails(errno.EINVAL, h.cache, 4*K, 0)
+	"can_cache": {true, `
+h.pwrite(data(64*K), 9*M)
+h.cache(64*K, 9*M)
+h.cache(h.get_size(), 0)
+h.cache(1, h.get_size() - 1)
+h.cache(0, 0)
+same(h.pread(64*K, 9*M), data(64*K))
+fails(errno.EINVAL, h.cache, 4*K, h.get_size() - 1)
+connect(simple=True).cache(4*K, 0)
+`},
+	"can_meta_context base:allocation": {true, `
+base = 16*M
+h.zero(1*M, base)
+assert extents(h, 1*M, base) == [(1*M, HOLE)]
+h.pwrite(data(8*K), base + 64*K)
+h.pwrite(data(100), base + 128*K + 50)
+want = [(64*K, HOLE), (8*K, 0), (56*K, HOLE), (4*K, 0), (1*M - 132*K, HOLE)]
+assert extents(h, 1*M, base) == want
+assert extents(h, 1*M, base, nbd.CMD_FLAG_REQ_ONE) == want[:1]
+assert extents(h, 10*K, base + 65*K, nbd.CMD_FLAG_REQ_ONE) == [(7*K, 0)]
+assert extents(h, 1, base + 130*K) == [(1, 0)]
+h.trim(4*K, base + 64*K)
+h.zero(4*K, base + 128*K, nbd.CMD_FLAG_FUA)
+assert extents(h, 1*M, base) == [(68*K, HOLE), (4*K, 0), (1*M - 72*K, HOLE)]
+assert extents(connect(), 1*M, base) == extents(h, 1*M, base), "another connection"
+fails(errno.EINVAL, extents, h, 4*K, h.get_size())
+for without in [connect(contexts=[]), connect(simple=True), connect(contexts=["base:nothing", "qemu:dirty-bitmap:x"])]:
+    assert not without.can_meta_context("base:allocation")
+    fails(errno.EINVAL, extents, without, 4*K, 0)
 `},
 	"is_read_only": {false, `
 h.pwrite(data(4*K), 7*M)
@@ -150,9 +196,12 @@ func TestEveryFlag(t *testing.T) {
 			}
 		}
 	}
+	if contexts := fmt.Sprint(info.Exports[0]["contexts"]); contexts != "[base:allocation]" {
+		t.Errorf("metadata contexts %s; tested is base:allocation", contexts)
+	}
 	for _, name := range slices.Sorted(maps.Keys(flags)) {
 		t.Run(name, func(t *testing.T) {
-			if _, told := info.Exports[0][name]; !told {
+			if _, told := info.Exports[0][name]; !told && !strings.Contains(name, " ") {
 				t.Error("nbdinfo does not tell")
 			}
 			s.nbdsh(t, "vm1", flags[name].script)
@@ -236,6 +285,27 @@ for off in [0, 1, 511, 4095, 4096, 9000, 16*K - 1]:
     same(h.pread(1, 8*M + off), want[off:off+1])
 same(h.pread(16*K, 8*M), want)
 same(h.pread(9000, 8*M + 77), want[77:9077])
+`},
+		{"the whole of a large disk, 2 GiB at a time", "big", `
+size = h.get_size()
+places = [0, 5*G + 512, size // 2 - 4*K, size - 64*K]
+for op in [h.trim, h.zero]:
+    for p in places: h.pwrite(data(64*K), p)
+    cookies = []
+    for off in range(0, size, 2*G):
+        if op == h.trim: cookies.append(h.aio_trim(2*G, off))
+        else: cookies.append(h.aio_zero(2*G, off, flags=nbd.CMD_FLAG_NO_HOLE | nbd.CMD_FLAG_FAST_ZERO))
+        while h.aio_in_flight() > 64: h.poll(-1)
+    while h.aio_in_flight(): h.poll(-1)
+    assert all(h.aio_command_completed(c) for c in cookies)
+    h.flush()
+    for p in places: same(h.pread(64*K, p), bytes(64*K), "at %d" % p)
+    got, off = [], 0
+    while off < size:
+        es = extents(h, min(size - off, 4*G - 4*K), off)
+        got += es
+        off += sum(n for n, _ in es)
+    assert off == size and all(e[1] == HOLE for e in got), got[:8]
 `},
 		{"unknown flags and commands fail", "vm1", `
 fails(errno.EINVAL, h.pwrite, data(4*K), 0, nbd.CMD_FLAG_NO_HOLE)

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"graindisk/test/harness"
@@ -51,6 +52,117 @@ func TestNbdinfo(t *testing.T) {
 	if r.Code == 0 || !strings.Contains(r.Stderr, "No such file") {
 		t.Errorf("an export that is not there: exit %d, %s", r.Code, r.Stderr)
 	}
+}
+
+// piece is one range of nbdinfo --map.
+type piece struct {
+	Offset, Length int64
+	Type           uint32
+}
+
+// TestMaps stores some blocks of an empty disk and asks both tools what is there, before and after a kill.
+func TestMaps(t *testing.T) {
+	for _, tool := range []string{"nbdinfo", "qemu-img", "qemu-io"} {
+		harness.Need(t, tool)
+	}
+	s := serve(t)
+	harness.Must(t, "qemu-io", "-f", "raw", "-d", "unmap", s.uri("vm1"), "-c", "write -P 1 1M 64k", "-c", "write -P 2 5000 10",
+		"-c", "write -P 3 8M 2M", "-c", "discard 9M 512k", "-c", "write -z 8M 4k", "-c", "flush")
+	const (
+		hole = 3
+		data = 0
+		m    = 1 << 20
+	)
+	want := []piece{{0, 4096, hole}, {4096, 4096, data}, {8192, m - 8192, hole}, {m, 65536, data}, {m + 65536, 7*m - 65536 + 4096, hole},
+		{8*m + 4096, m - 4096, data}, {9 * m, m / 2, hole}, {9*m + m/2, m / 2, data}, {10 * m, 54 * m, hole}}
+	for range 2 {
+		var got []piece
+		if err := json.Unmarshal([]byte(harness.Must(t, "nbdinfo", "--map", "--json", s.uri("vm1"))), &got); err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("nbdinfo --map: %v\nwant %v", got, want)
+		}
+		var qemu []struct {
+			Start, Length int64
+			Zero, Data    bool
+		}
+		if err := json.Unmarshal([]byte(harness.Must(t, "qemu-img", "map", "--output=json", "-f", "raw", s.uri("vm1"))), &qemu); err != nil {
+			t.Fatal(err)
+		}
+		got = nil
+		for _, e := range qemu {
+			kind := uint32(hole)
+			if e.Data || !e.Zero {
+				kind = data
+			}
+			got = append(got, piece{e.Start, e.Length, kind})
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("qemu-img map: %v\nwant %v", got, want)
+		}
+		s.restart()
+	}
+	if got := harness.Must(t, "nbdinfo", "--map", "--totals", s.uri("big")); !strings.Contains(got, "100.0%") || !strings.Contains(got, "hole,zero") {
+		t.Errorf("an empty disk of 1 TiB: %s", got)
+	}
+}
+
+// TestSparseCopies copies an image with holes in, out and between disks, and expects the holes to stay holes.
+func TestSparseCopies(t *testing.T) {
+	for _, tool := range []string{"nbdinfo", "nbdcopy", "qemu-img"} {
+		harness.Need(t, tool)
+	}
+	s := serve(t)
+	image := s.image("image", 3)
+	holes := func(disk string) (n int64) {
+		t.Helper()
+		var pieces []piece
+		if err := json.Unmarshal([]byte(harness.Must(t, "nbdinfo", "--map", "--json", s.uri(disk))), &pieces); err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range pieces {
+			if p.Type == 3 {
+				n += p.Length
+			}
+		}
+		return n
+	}
+	const wantHoles = 12 << 20 // every fifth MiB of the image from the fourth on is a hole, the next zero but for its edges
+	harness.Must(t, "nbdcopy", "--flush", "--connections=4", "--destination-is-zero", image, s.uri("vm1"))
+	if n := holes("vm1"); n < wantHoles {
+		t.Errorf("nbdcopy in: %d bytes of holes", n)
+	}
+	harness.Must(t, "nbdcopy", "--flush", "--connections=4", s.uri("vm1"), s.uri("vm2"))
+	if n := holes("vm2"); n < wantHoles {
+		t.Errorf("nbdcopy from disk to disk: %d bytes of holes", n)
+	}
+	harness.Must(t, "nbdcopy", "--connections=4", s.uri("vm2"), s.path("out"))
+	s.same(image, s.path("out"))
+	if n := stored(t, s.path("out")); n > diskBytes-wantHoles+1<<20 {
+		t.Errorf("nbdcopy out: %d bytes stored", n)
+	}
+
+	harness.Must(t, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", s.uri("vm1"), s.path("out.qcow2"))
+	harness.Must(t, "qemu-img", "compare", "-f", "qcow2", "-F", "raw", s.path("out.qcow2"), image)
+	if n := stored(t, s.path("out.qcow2")); n > diskBytes-wantHoles+1<<20 {
+		t.Errorf("qemu-img convert: %d bytes stored", n)
+	}
+	harness.Must(t, "qemu-img", "convert", "-n", "-f", "qcow2", "-O", "raw", s.path("out.qcow2"), s.uri("vm2")) // over what is there
+	harness.Must(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", s.uri("vm1"), s.uri("vm2"))
+	if n := holes("vm2"); n < wantHoles {
+		t.Errorf("qemu-img convert back: %d bytes of holes", n)
+	}
+}
+
+// stored is how many bytes a file takes on its file system.
+func stored(t *testing.T, name string) int64 {
+	t.Helper()
+	var st syscall.Stat_t
+	if err := syscall.Stat(name, &st); err != nil {
+		t.Fatal(err)
+	}
+	return st.Blocks * 512
 }
 
 func TestNbdClientList(t *testing.T) {

@@ -50,17 +50,22 @@ type Info struct {
 	Description string
 	Size        int64  // bytes
 	Flags       uint16 // transmission flags, proto.Flag...
-	Structured  bool   // structured replies are in use
+	Structured  bool   // replies come in chunks
+	Extended    bool   // with extended headers
+	Allocation  bool   // BlockStatus tells base:allocation
 	// Block sizes in bytes; 0 if the server did not tell.
 	BlockMin, BlockPreferred, PayloadMax uint32
 }
 
-// Options of a Client. The zero value asks for everything the client knows.
+// Options of a Client. What the server does not have it does not get; see Info. The zero value asks for
+// structured replies.
 type Options struct {
 	SimpleReplies bool // do not ask for structured replies
 	// TLS, if not nil, makes the client insist on TLS before it says anything else; its ServerName
 	// defaults to the host in the URI. An nbds URI insists too, with the system's authorities.
-	TLS *tls.Config
+	TLS        *tls.Config
+	Extended   bool // ask for extended headers, and for structured replies without them
+	Allocation bool // ask for base:allocation
 }
 
 // Dial connects to "nbd://host[:port]/export" or "nbd+unix:///export?socket=/path", or the same with
@@ -142,7 +147,7 @@ func (c *Client) Size() int64 { return c.info.Size }
 
 // ReadAt fills p from off, at most 32 MiB.
 func (c *Client) ReadAt(ctx context.Context, p []byte, off int64) error {
-	return c.do(ctx, proto.CmdRead, 0, off, len(p), p, nil)
+	return c.do(ctx, proto.CmdRead, 0, off, int64(len(p)), p, nil)
 }
 
 // Chunk is a part of a READ as the server sent it.
@@ -160,12 +165,12 @@ func (c *Client) ReadChunks(ctx context.Context, p []byte, off int64, df bool, g
 	if df && c.info.Structured {
 		flags = proto.CmdFlagDF
 	}
-	return c.do(ctx, proto.CmdRead, flags, off, len(p), p, got)
+	return c.do(ctx, proto.CmdRead, flags, off, int64(len(p)), p, got)
 }
 
 // WriteAt writes p, at most 32 MiB, at off; with fua it returns once p is on stable storage.
 func (c *Client) WriteAt(ctx context.Context, p []byte, off int64, fua bool) error {
-	return c.do(ctx, proto.CmdWrite, fuaFlag(fua), off, len(p), p, nil)
+	return c.do(ctx, proto.CmdWrite, fuaFlag(fua), off, int64(len(p)), p, nil)
 }
 
 // Flush returns when all writes that were complete before it are on stable storage.
@@ -173,14 +178,39 @@ func (c *Client) Flush(ctx context.Context) error {
 	return c.do(ctx, proto.CmdFlush, 0, 0, 0, nil, nil)
 }
 
-// Trim tells the server that n bytes, less than 4 GiB, are of no use any more.
+// Trim tells the server that n bytes, less than 4 GiB without extended headers, are of no use any more.
 func (c *Client) Trim(ctx context.Context, off, n int64, fua bool) error {
-	return c.do(ctx, proto.CmdTrim, fuaFlag(fua), off, int(n), nil, nil)
+	return c.do(ctx, proto.CmdTrim, fuaFlag(fua), off, n, nil, nil)
 }
 
-// WriteZeroes makes n bytes, less than 4 GiB, read as zeroes. flags are proto.CmdFlag... bits.
+// WriteZeroes makes n bytes, less than 4 GiB without extended headers, read as zeroes. flags are
+// proto.CmdFlag... bits.
 func (c *Client) WriteZeroes(ctx context.Context, off, n int64, flags uint16) error {
-	return c.do(ctx, proto.CmdWriteZeroes, flags, off, int(n), nil, nil)
+	return c.do(ctx, proto.CmdWriteZeroes, flags, off, n, nil, nil)
+}
+
+// Cache asks the server to bring n bytes, less than 4 GiB without extended headers, nearer.
+func (c *Client) Cache(ctx context.Context, off, n int64) error {
+	return c.do(ctx, proto.CmdCache, 0, off, n, nil, nil)
+}
+
+// Status is what base:allocation says of a range.
+type Status struct {
+	Len   int64  // bytes
+	State uint32 // proto.State... bits
+}
+
+// BlockStatus tells what [off, off+n) is made of, from off on: at least one range, less than n bytes where
+// the server wants to be asked again. With one it tells of the first range only. n is less than 4 GiB
+// without extended headers.
+func (c *Client) BlockStatus(ctx context.Context, off, n int64, one bool) ([]Status, error) {
+	k := &call{cmd: proto.CmdBlockStatus, off: off}
+	var flags uint16
+	if one {
+		flags = proto.CmdFlagReqOne
+	}
+	err := c.send(ctx, k, flags, n)
+	return k.status, err
 }
 
 func fuaFlag(fua bool) uint16 {
@@ -196,9 +226,7 @@ func (c *Client) Close() error {
 	if c.fail(ErrClosed) {
 		_ = c.sock.SetWriteDeadline(time.Now().Add(time.Second)) // a server that does not read
 		c.wmu.Lock()
-		var h [proto.RequestLen]byte
-		putRequest(&h, proto.CmdDisc, 0, 0, 0, 0)
-		_, _ = c.w.Write(h[:])
+		_, _ = c.w.Write(c.request(proto.CmdDisc, 0, 0, 0, 0))
 		_ = c.w.Flush() // a server that has gone needs no goodbye
 		c.wmu.Unlock()
 	}
@@ -219,6 +247,8 @@ type call struct {
 	err  error
 	told func(Chunk) // nil = nobody wants to know
 	done chan struct{}
+
+	status []Status // of BLOCK_STATUS
 }
 
 func (k *call) tell(a Chunk) {
@@ -229,25 +259,31 @@ func (k *call) tell(a Chunk) {
 
 // do sends one request and waits for its reply; p is the payload of a WRITE or the place for
 // that of a READ.
-func (c *Client) do(ctx context.Context, cmd proto.Cmd, flags uint16, off int64, n int, p []byte, told func(Chunk)) error {
-	if n < 0 || int64(n) > 1<<32-1 || off < 0 {
-		return fmt.Errorf("nbd client: %s of %d bytes at %d: %w", cmd, n, off, proto.EINVAL)
+func (c *Client) do(ctx context.Context, cmd proto.Cmd, flags uint16, off, n int64, p []byte, told func(Chunk)) error {
+	return c.send(ctx, &call{cmd: cmd, p: p, off: off, told: told}, flags, n)
+}
+
+// send sends k and waits for its reply.
+func (c *Client) send(ctx context.Context, k *call, flags uint16, n int64) error {
+	if n < 0 || n > 1<<32-1 && !c.info.Extended || k.off < 0 {
+		return fmt.Errorf("nbd client: %s of %d bytes at %d: %w", k.cmd, n, k.off, proto.EINVAL)
 	}
-	k := &call{cmd: cmd, p: p, off: off, told: told, done: make(chan struct{})}
+	k.done = make(chan struct{})
 	cookie, err := c.register(k)
 	if err != nil {
 		return err
 	}
-	var h [proto.RequestLen]byte
-	putRequest(&h, cmd, flags, cookie, uint64(off), uint32(n))
+	if c.info.Extended && k.cmd == proto.CmdWrite {
+		flags |= proto.CmdFlagPayloadLen
+	}
 	stop := context.AfterFunc(ctx, func() { c.abort(context.Cause(ctx)) })
 	defer stop()
-	if err := c.write(h[:], cmd, p); err != nil {
+	if err := c.write(c.request(k.cmd, flags, cookie, uint64(k.off), uint64(n)), k.cmd, k.p); err != nil {
 		c.abort(fmt.Errorf("nbd client: %w", err))
 	}
 	<-k.done
 	if k.err != nil {
-		return fmt.Errorf("nbd client: %s of %d bytes at %d: %w", cmd, n, off, k.err)
+		return fmt.Errorf("nbd client: %s of %d bytes at %d: %w", k.cmd, n, k.off, k.err)
 	}
 	return nil
 }
@@ -283,13 +319,21 @@ func (c *Client) write(h []byte, cmd proto.Cmd, p []byte) error {
 	return nil
 }
 
-func putRequest(h *[proto.RequestLen]byte, cmd proto.Cmd, flags uint16, cookie, off uint64, n uint32) {
-	binary.BigEndian.PutUint32(h[:], proto.MagicRequest)
+// request encodes the header of a request.
+func (c *Client) request(cmd proto.Cmd, flags uint16, cookie, off, n uint64) []byte {
+	h := make([]byte, proto.ExtendedRequestLen)
+	binary.BigEndian.PutUint32(h, proto.MagicRequest)
 	binary.BigEndian.PutUint16(h[4:], flags)
 	binary.BigEndian.PutUint16(h[6:], uint16(cmd))
 	binary.BigEndian.PutUint64(h[8:], cookie)
 	binary.BigEndian.PutUint64(h[16:], off)
-	binary.BigEndian.PutUint32(h[24:], n)
+	if !c.info.Extended {
+		binary.BigEndian.PutUint32(h[24:], uint32(n))
+		return h[:proto.RequestLen]
+	}
+	binary.BigEndian.PutUint32(h, proto.MagicExtendedRequest)
+	binary.BigEndian.PutUint64(h[24:], n)
+	return h
 }
 
 // fail keeps the first reason why the connection is over and reports whether it is err.
@@ -330,9 +374,9 @@ func (c *Client) receive(r *bufio.Reader) {
 	}
 }
 
-// receiveOne takes one simple reply or one structured reply chunk.
+// receiveOne takes one simple reply or one reply chunk.
 func (c *Client) receiveOne(r *bufio.Reader) error {
-	var h [proto.StructuredReplyLen]byte
+	var h [proto.ExtendedReplyLen]byte
 	if _, err := io.ReadFull(r, h[:proto.SimpleReplyLen]); err != nil {
 		return err
 	}
@@ -343,8 +387,8 @@ func (c *Client) receiveOne(r *bufio.Reader) error {
 	if k == nil {
 		return fmt.Errorf("reply to unknown cookie %d", cookie)
 	}
-	switch magic := binary.BigEndian.Uint32(h[:]); magic {
-	case proto.MagicSimpleReply:
+	switch magic := binary.BigEndian.Uint32(h[:]); {
+	case magic == proto.MagicSimpleReply && !c.info.Extended:
 		code := proto.Errno(binary.BigEndian.Uint32(h[4:]))
 		if code != proto.OK {
 			k.err = code
@@ -355,11 +399,24 @@ func (c *Client) receiveOne(r *bufio.Reader) error {
 			k.got = len(k.p)
 			k.tell(Chunk{To: len(k.p)})
 		}
-	case proto.MagicStructuredReply:
-		if _, err := io.ReadFull(r, h[proto.SimpleReplyLen:]); err != nil {
+	case magic == proto.MagicStructuredReply && !c.info.Extended, magic == proto.MagicExtendedReply && c.info.Extended:
+		size := proto.StructuredReplyLen
+		if c.info.Extended {
+			size = proto.ExtendedReplyLen
+		}
+		if _, err := io.ReadFull(r, h[proto.SimpleReplyLen:size]); err != nil {
 			return cut(err)
 		}
-		if err := k.chunk(r, binary.BigEndian.Uint16(h[6:]), binary.BigEndian.Uint32(h[16:])); err != nil {
+		n := uint64(binary.BigEndian.Uint32(h[16:]))
+		if c.info.Extended {
+			if off := binary.BigEndian.Uint64(h[16:]); off != uint64(k.off) {
+				return fmt.Errorf("reply for offset %d to %s at %d", off, k.cmd, k.off)
+			}
+			if n = binary.BigEndian.Uint64(h[24:]); n > 1<<32-1 {
+				return fmt.Errorf("reply chunk of %d bytes", n)
+			}
+		}
+		if err := k.chunk(r, binary.BigEndian.Uint16(h[6:]), uint32(n)); err != nil {
 			return err
 		}
 		if binary.BigEndian.Uint16(h[4:])&proto.ReplyFlagDone == 0 {
@@ -368,8 +425,12 @@ func (c *Client) receiveOne(r *bufio.Reader) error {
 	default:
 		return fmt.Errorf("bad reply magic %#08x", magic)
 	}
-	if k.cmd == proto.CmdRead && k.err == nil && k.got != len(k.p) {
+	switch {
+	case k.err != nil:
+	case k.cmd == proto.CmdRead && k.got != len(k.p):
 		return fmt.Errorf("reply to read holds %d bytes of %d", k.got, len(k.p))
+	case k.cmd == proto.CmdBlockStatus && len(k.status) == 0:
+		return fmt.Errorf("reply to block_status without a range")
 	}
 	c.mu.Lock()
 	delete(c.pending, cookie)
@@ -411,6 +472,12 @@ func (k *call) chunk(r *bufio.Reader, typ uint16, n uint32) error {
 		}
 		k.tell(Chunk{From: int(at), To: int(at + size), Hole: typ == proto.ReplyTypeOffsetHole})
 		return nil
+	case k.cmd == proto.CmdBlockStatus && len(k.status) == 0 && n <= statusBytesMax && statusShape(typ, n):
+		p := make([]byte, n)
+		if _, err := io.ReadFull(r, p); err != nil {
+			return cut(err)
+		}
+		return k.takeStatus(typ, p)
 	case typ&proto.ReplyTypeErr != 0 && n >= 6 && n <= errorTextMax:
 		p := make([]byte, n)
 		if _, err := io.ReadFull(r, p); err != nil {

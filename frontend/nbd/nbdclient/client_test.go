@@ -96,6 +96,10 @@ func (p peer) serveGo() {
 
 // withServer runs serve against a new client and returns the client.
 func withServer(t *testing.T, serve func(p peer)) (*Client, error) {
+	return withServerFor(t, Options{}, serve)
+}
+
+func withServerFor(t *testing.T, o Options, serve func(p peer)) (*Client, error) {
 	a, b := net.Pipe()
 	done := make(chan struct{})
 	go func() {
@@ -103,7 +107,7 @@ func withServer(t *testing.T, serve func(p peer)) (*Client, error) {
 		defer func() { _ = b.Close() }()
 		serve(peer{t, b})
 	}()
-	c, err := New(bg, a, "disk", Options{})
+	c, err := New(bg, a, "disk", o)
 	t.Cleanup(func() {
 		if c != nil {
 			_ = c.Close()

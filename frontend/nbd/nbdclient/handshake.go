@@ -54,12 +54,22 @@ func (h *handshake) run(ctx context.Context, export string, o Options) error {
 			return err
 		}
 	}
-	if !o.SimpleReplies {
-		err := h.option(proto.OptStructuredReply, nil, nil)
-		if refused, ok := err.(*RefusedError); err != nil && (!ok || refused.Code != proto.RepErrUnsup) {
+	var err error
+	if o.Extended {
+		if h.info.Extended, err = h.ask(proto.OptExtendedHeaders, nil, nil); err != nil {
 			return err
 		}
-		h.info.Structured = err == nil
+		h.info.Structured = h.info.Extended
+	}
+	if !o.SimpleReplies && !h.info.Extended {
+		if h.info.Structured, err = h.ask(proto.OptStructuredReply, nil, nil); err != nil {
+			return err
+		}
+	}
+	if o.Allocation && h.info.Structured {
+		if err := h.askAllocation(export); err != nil {
+			return err
+		}
 	}
 	data := binary.BigEndian.AppendUint32(nil, uint32(len(export)))
 	data = append(data, export...)
@@ -94,8 +104,33 @@ func (h *handshake) startTLS(ctx context.Context, conf *tls.Config) error {
 	return nil
 }
 
-// option sends one option and gives what the server tells before its final reply to info.
-func (h *handshake) option(opt uint32, data []byte, info func([]byte) error) error {
+// ask sends an option that the server may not know, and reports whether it does.
+func (h *handshake) ask(opt uint32, data []byte, reply func(typ uint32, data []byte) error) (bool, error) {
+	err := h.option(opt, data, reply)
+	if refused, ok := err.(*RefusedError); ok && refused.Code == proto.RepErrUnsup {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// askAllocation chooses base:allocation.
+func (h *handshake) askAllocation(export string) error {
+	data := binary.BigEndian.AppendUint32(nil, uint32(len(export)))
+	data = append(data, export...)
+	data = binary.BigEndian.AppendUint32(data, 1)
+	data = binary.BigEndian.AppendUint32(data, uint32(len(proto.ContextAllocation)))
+	_, err := h.ask(proto.OptSetMetaContext, append(data, proto.ContextAllocation...), func(typ uint32, data []byte) error {
+		if typ != proto.RepMetaContext || len(data) < 4 || string(data[4:]) != proto.ContextAllocation {
+			return fmt.Errorf("server chose metadata context %q", data)
+		}
+		h.info.Allocation = true
+		return nil
+	})
+	return err
+}
+
+// option sends one option and gives what the server tells before its final reply to told.
+func (h *handshake) option(opt uint32, data []byte, told func(typ uint32, data []byte) error) error {
 	p := binary.BigEndian.AppendUint64(nil, proto.MagicOption)
 	p = binary.BigEndian.AppendUint32(p, opt)
 	p = binary.BigEndian.AppendUint32(p, uint32(len(data)))
@@ -111,10 +146,10 @@ func (h *handshake) option(opt uint32, data []byte, info func([]byte) error) err
 			return nil
 		case typ&proto.RepErr != 0:
 			return &RefusedError{Option: opt, Code: typ, Message: string(data)}
-		case typ != proto.RepInfo || info == nil:
+		case told == nil:
 			return fmt.Errorf("unexpected reply %d to option %d", typ, opt)
 		}
-		if err := info(data); err != nil {
+		if err := told(typ, data); err != nil {
 			return err
 		}
 	}
@@ -137,9 +172,9 @@ func (h *handshake) reply(opt uint32) (typ uint32, data []byte, err error) {
 }
 
 // takeInfo takes one NBD_REP_INFO; unknown kinds are ignored, as the protocol asks.
-func (h *handshake) takeInfo(p []byte) error {
-	if len(p) < 2 {
-		return fmt.Errorf("information of %d bytes", len(p))
+func (h *handshake) takeInfo(typ uint32, p []byte) error {
+	if typ != proto.RepInfo || len(p) < 2 {
+		return fmt.Errorf("unexpected reply %d with %d bytes to option %d", typ, len(p), proto.OptGo)
 	}
 	kind, p := binary.BigEndian.Uint16(p), p[2:]
 	switch {

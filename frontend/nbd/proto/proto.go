@@ -17,6 +17,8 @@ const (
 	MagicRequest         = gonbd.TRANSMISSION_MAGIC_REQUEST
 	MagicSimpleReply     = gonbd.TRANSMISSION_MAGIC_REPLY
 	MagicStructuredReply = uint32(0x668e33ef)
+	MagicExtendedRequest = uint32(0x21e41c71)
+	MagicExtendedReply   = uint32(0x6e8a278c)
 )
 
 // Lengths of the fixed parts of messages, in bytes.
@@ -27,6 +29,8 @@ const (
 	RequestLen          = 28 // magic, u16 flags, u16 type, u64 cookie, u64 offset, u32 length
 	SimpleReplyLen      = 16 // magic, u32 error, u64 cookie
 	StructuredReplyLen  = 20 // magic, u16 flags, u16 type, u64 cookie, u32 length
+	ExtendedRequestLen  = 32 // magic, u16 flags, u16 type, u64 cookie, u64 offset, u64 length
+	ExtendedReplyLen    = 32 // magic, u16 flags, u16 type, u64 cookie, u64 offset, u64 length
 	ExportNameZeroesLen = 124
 )
 
@@ -61,6 +65,7 @@ const (
 	RepAck         = gonbd.NEGOTIATION_TYPE_REPLY_ACK
 	RepServer      = gonbd.NEGOTIATION_TYPE_REPLY_SERVER
 	RepInfo        = gonbd.NEGOTIATION_TYPE_REPLY_INFO
+	RepMetaContext = uint32(4)
 	RepErr         = uint32(1 << 31)
 	RepErrUnsup    = gonbd.NEGOTIATION_TYPE_REPLY_ERR_UNSUPPORTED
 	RepErrPolicy   = RepErr | 2
@@ -68,6 +73,8 @@ const (
 	RepErrUnknown  = gonbd.NEGOTIATION_TYPE_REPLY_ERR_UNKNOWN
 	RepErrTLSReqd  = RepErr | 5
 	RepErrShutdown = RepErr | 7
+	// RepErrExtHeaderReqd refuses what extended headers rule out, such as STRUCTURED_REPLY after them.
+	RepErrExtHeaderReqd = RepErr | 10
 )
 
 // Information types of INFO and GO.
@@ -88,7 +95,15 @@ const (
 	FlagSendWriteZeroes = uint16(1 << 6)
 	FlagSendDF          = uint16(1 << 7)
 	FlagCanMultiConn    = gonbd.NEGOTIATION_REPLY_FLAGS_CAN_MULTI_CONN
+	FlagSendCache       = uint16(1 << 10)
 	FlagSendFastZero    = uint16(1 << 11)
+)
+
+// ContextAllocation is the metadata context that tells what of an export is allocated, and its states.
+const (
+	ContextAllocation = "base:allocation"
+	StateHole         = uint32(1 << 0) // not stored
+	StateZero         = uint32(1 << 1) // reads as zeroes
 )
 
 // Cmd is the type of a request.
@@ -101,7 +116,9 @@ const (
 	CmdDisc        = Cmd(gonbd.TRANSMISSION_TYPE_REQUEST_DISC)
 	CmdFlush       = Cmd(3)
 	CmdTrim        = Cmd(4)
+	CmdCache       = Cmd(5)
 	CmdWriteZeroes = Cmd(6)
+	CmdBlockStatus = Cmd(7)
 )
 
 // String is the request's name in lower case, as metrics label it.
@@ -117,29 +134,37 @@ func (c Cmd) String() string {
 		return "flush"
 	case CmdTrim:
 		return "trim"
+	case CmdCache:
+		return "cache"
 	case CmdWriteZeroes:
 		return "write_zeroes"
+	case CmdBlockStatus:
+		return "block_status"
 	}
 	return "unknown"
 }
 
 // Request flags.
 const (
-	CmdFlagFUA      = uint16(1 << 0)
-	CmdFlagNoHole   = uint16(1 << 1)
-	CmdFlagDF       = uint16(1 << 2)
-	CmdFlagFastZero = uint16(1 << 4)
+	CmdFlagFUA        = uint16(1 << 0)
+	CmdFlagNoHole     = uint16(1 << 1)
+	CmdFlagDF         = uint16(1 << 2)
+	CmdFlagReqOne     = uint16(1 << 3)
+	CmdFlagFastZero   = uint16(1 << 4)
+	CmdFlagPayloadLen = uint16(1 << 5) // with extended headers: the length is that of data that follow
 )
 
-// Structured reply flags and chunk types; bit 15 of a type marks an error.
+// Flags and types of reply chunks, structured and extended; bit 15 of a type marks an error.
 const (
-	ReplyFlagDone        = uint16(1 << 0)
-	ReplyTypeNone        = uint16(0)
-	ReplyTypeOffsetData  = uint16(1)
-	ReplyTypeOffsetHole  = uint16(2)
-	ReplyTypeErr         = uint16(1 << 15)
-	ReplyTypeError       = ReplyTypeErr | 1
-	ReplyTypeErrorOffset = ReplyTypeErr | 2
+	ReplyFlagDone           = uint16(1 << 0)
+	ReplyTypeNone           = uint16(0)
+	ReplyTypeOffsetData     = uint16(1)
+	ReplyTypeOffsetHole     = uint16(2)
+	ReplyTypeBlockStatus    = uint16(5)
+	ReplyTypeBlockStatusExt = uint16(6)
+	ReplyTypeErr            = uint16(1 << 15)
+	ReplyTypeError          = ReplyTypeErr | 1
+	ReplyTypeErrorOffset    = ReplyTypeErr | 2
 )
 
 // Errno is an error code of the wire; 0 is success.
