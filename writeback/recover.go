@@ -407,6 +407,9 @@ func (p *replayed) ops() (list []OpRecord) {
 		list = append(list, g.ops...)
 	}
 	for _, s := range p.files {
+		if s.ops == 0 {
+			continue
+		}
 		s.each(func(seq Seq, rec *sealedRecord) {
 			if rec.kind == Op && seq > p.ckpt {
 				list = append(list, OpRecord{Seq: seq, Disk: rec.disk, Payload: slices.Clone(rec.payload)})
