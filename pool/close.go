@@ -8,6 +8,7 @@ import (
 	"graindisk/backend"
 	"graindisk/grains/segment"
 	"graindisk/pool/root"
+	"graindisk/writeback"
 )
 
 // Publish makes a cut of everything that is in the log now, and returns when it is published.
@@ -83,6 +84,12 @@ func (p *Pool) release(ctx context.Context) error {
 		return err
 	}
 	return p.log.Publish(f)
+}
+
+// Owner is the log that this process owns the pool by; ok is false once it was found that it does not, or
+// once the pool has stopped for another reason.
+func (p *Pool) Owner() (log writeback.UUID, ok bool) {
+	return p.logID, p.broken.Load() == nil && p.gateFn.Load() == nil
 }
 
 // Status is a pool as people and programs want to see it.

@@ -6,12 +6,10 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"graindisk/api"
 	"graindisk/backend"
@@ -36,10 +34,10 @@ type gateway struct {
 
 // openGateway opens every pool of the configuration and makes the disks that it lists and that are
 // missing. On failure whatever it opened is closed, with the log intact and the pool held.
-func openGateway(ctx context.Context, cfg *config.Config, takeover bool, log *slog.Logger) (*gateway, error) {
+func openGateway(ctx context.Context, cfg *config.Config, takeover bool, data *dataDir, log *slog.Logger) (*gateway, error) {
 	g := &gateway{pools: map[string]*pool.Pool{}}
 	for _, name := range slices.Sorted(maps.Keys(cfg.Pools)) {
-		if err := g.openPool(ctx, cfg, name, takeover, log); err != nil {
+		if err := g.openPool(ctx, cfg, name, takeover, data, log); err != nil {
 			g.abandon()
 			return nil, err
 		}
@@ -47,12 +45,15 @@ func openGateway(ctx context.Context, cfg *config.Config, takeover bool, log *sl
 	return g, nil
 }
 
-func (g *gateway) openPool(ctx context.Context, cfg *config.Config, name string, takeover bool, log *slog.Logger) error {
+func (g *gateway) openPool(ctx context.Context, cfg *config.Config, name string, takeover bool, data *dataDir, log *slog.Logger) error {
 	o, err := poolOptions(ctx, cfg, name, log)
 	if err != nil {
 		return err
 	}
 	o.Takeover, o.CreateEmpty = takeover, cfg.Embedded
+	if id, err := writeback.ReadIdentity(vfs.OS{}, o.TierDir); err == nil && data.servedJustNow(id.Log) {
+		o.RootLook = rootLook
+	}
 	if err := checkTierSpace(o.TierDir, config.Bytes(o.TierBytes)); err != nil {
 		return fmt.Errorf("pool %s: %w", name, err)
 	}
@@ -188,6 +189,16 @@ func (g *gateway) abandon() {
 	g.close(ctx)
 }
 
+// logs are those of the pools that serve, with nothing that keeps them from going on.
+func (g *gateway) logs() (ids []writeback.UUID) {
+	for _, p := range g.pools {
+		if id, ok := p.Owner(); ok {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
 // find returns the disk of that name, in whichever pool it is.
 func (g *gateway) find(name string) (*pool.Pool, *vdisk.Disk, error) {
 	for _, p := range g.pools {
@@ -282,22 +293,3 @@ func (g *gateway) Pool(name string) (pool.Status, error) {
 	}
 	return p.Status(), nil
 }
-
-// lockData makes the data directory and locks it for this process. The lock goes with the process.
-func lockData(dir string) (unlock func(), err error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("data directory: %w", err)
-	}
-	path := filepath.Join(dir, "lock")
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("data directory: %w", err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("data directory %s is in use by another gateway (%s is locked): %w", dir, path, errBusy)
-	}
-	return func() { f.Close() }, nil
-}
-
-var errBusy = errors.New("stop it first, or use another --data")

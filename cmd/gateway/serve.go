@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/spf13/cobra"
@@ -54,18 +55,18 @@ func runServe(ctx context.Context, a *app, o serveOptions) (err error) {
 		return err
 	}
 	log := newLogger(a, o.debug)
-	unlock, err := lockData(cfg.Data)
+	data, err := lockData(cfg.Data)
 	if err != nil {
 		return err
 	}
-	defer unlock()
+	defer data.unlock()
 	if cfg.Embedded {
 		log.Info("embedded default", "data", cfg.Data, "targets", filepath.Join(cfg.Data, "targets", "{a,b,c}"),
 			"stripe", cfg.Pools["main"].Stripe.String(), "tier", cfg.Tier.Dir, "tier_size", cfg.Tier.Size.String(),
 			"ram", cfg.Tier.RAM.String(), "max_dirty_age", cfg.Pools["main"].MaxDirtyAge.String())
 	}
 	limitMemory(cfg, log)
-	g, err := openGateway(ctx, cfg, o.takeover, log)
+	g, err := openGateway(ctx, cfg, o.takeover, data, log)
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		log.Info("ended before serving")
 		return nil
@@ -73,7 +74,12 @@ func runServe(ctx context.Context, a *app, o serveOptions) (err error) {
 	if err != nil {
 		return err
 	}
+	alive, dying := context.WithCancel(context.WithoutCancel(ctx))
+	var signing sync.WaitGroup
+	signing.Go(func() { data.signLife(alive, g.logs, log) })
 	serveErr := serveClients(ctx, a, cfg, g, log)
+	dying() // closing gives the pools away
+	signing.Wait()
 
 	cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cfg.ShutdownTimeout)
 	defer cancel()
