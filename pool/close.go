@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"graindisk/backend"
 	"graindisk/grains/segment"
@@ -103,6 +104,7 @@ type Status struct {
 	UnpublishedBytes      int64          `json:"unpublished_bytes"`
 	UnpublishedAgeSeconds float64        `json:"unpublished_age_seconds"`
 	Exposure              ExposureStatus `json:"exposure"`
+	Log                   LogStatus      `json:"log"`
 	Stripe                string         `json:"stripe"`
 	Segments              int            `json:"segments"`
 	// SegmentsBelowStrength survive the loss of fewer targets than the profile says, until they are repaired.
@@ -128,10 +130,11 @@ type TargetStatus struct {
 
 // TierStatus is how the tier's slots are used.
 type TierStatus struct {
-	SlotBytes int64 `json:"slot_bytes"`
-	Free      int   `json:"free_slots"`
-	Busy      int   `json:"busy_slots"`
-	Clean     int   `json:"clean_slots"`
+	Dir       string `json:"dir"`
+	SlotBytes int64  `json:"slot_bytes"`
+	Free      int    `json:"free_slots"`
+	Busy      int    `json:"busy_slots"`
+	Clean     int    `json:"clean_slots"`
 	// IndexBytes is the memory of the index of unpublished writes.
 	IndexBytes int64 `json:"index_bytes"`
 }
@@ -145,7 +148,8 @@ func (p *Pool) Status() Status {
 		UnpublishedBytes: u.Bytes, UnpublishedAgeSeconds: age(u), Exposure: p.exposure(pr),
 	}
 	free, busy, clean := p.space.Counts()
-	s.Tier = TierStatus{SlotBytes: p.o.SlotBytes, Free: free, Busy: busy, Clean: clean, IndexBytes: p.log.IndexBytes()}
+	s.Log = logStatus(p.log.Health(), time.Now())
+	s.Tier = TierStatus{Dir: p.o.TierDir, SlotBytes: p.o.SlotBytes, Free: free, Busy: busy, Clean: clean, IndexBytes: p.log.IndexBytes()}
 	if !p.isClaimed() {
 		s.State = "claiming"
 	}
