@@ -31,9 +31,10 @@ const (
 	tailBytes = 8 << 20
 	readLimit = 10 * time.Second // from exec to the first read: generous; the benchmark tells
 
-	// What a reopen may read (what it writes depends on how many slots are made ready meanwhile): one slot of the tier, which holds the tail, to its end; the tail again,
-	// with a header for each block, to make it stable; 64 bytes for each unpublished block of 4 KiB, twice what
-	// index and metadata log need; and what any process reads.
+	// What a reopen may read: one slot of the tier, which holds the tail, to its end; the tail again, with a
+	// header for each block, to make it stable; 64 bytes for each unpublished block of 4 KiB, twice what index
+	// and metadata log need; and what any process reads. What it writes depends on how many slots it has made
+	// ready when the read is served.
 	slotBytes  = 64 << 20
 	tailMost   = 2 * tailBytes
 	blockShare = 64
