@@ -8,6 +8,7 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 
@@ -32,50 +33,65 @@ type gateway struct {
 	pools map[string]*pool.Pool
 }
 
+// poolsAtOnce are opened side by side: each may wait for its targets.
+const poolsAtOnce = 8
+
 // openGateway opens every pool of the configuration and makes the disks that it lists and that are
 // missing. On failure whatever it opened is closed, with the log intact and the pool held.
 func openGateway(ctx context.Context, cfg *config.Config, takeover bool, data *dataDir, log *slog.Logger) (*gateway, error) {
 	g := &gateway{pools: map[string]*pool.Pool{}}
+	var mu sync.Mutex // of g.pools
+	eg, octx := errgroup.WithContext(ctx)
+	eg.SetLimit(poolsAtOnce)
 	for _, name := range slices.Sorted(maps.Keys(cfg.Pools)) {
-		if err := g.openPool(ctx, cfg, name, takeover, data, log); err != nil {
-			g.abandon()
-			return nil, err
-		}
+		eg.Go(func() error {
+			p, err := openPool(octx, cfg, name, takeover, data, log)
+			if p != nil {
+				mu.Lock()
+				g.pools[name] = p
+				mu.Unlock()
+			}
+			return err
+		})
+	}
+	if err := eg.Wait(); err != nil {
+		g.abandon()
+		return nil, err
 	}
 	return g, nil
 }
 
-func (g *gateway) openPool(ctx context.Context, cfg *config.Config, name string, takeover bool, data *dataDir, log *slog.Logger) error {
+// openPool opens a pool and makes its disks. If only that fails, it returns the pool too.
+func openPool(ctx context.Context, cfg *config.Config, name string, takeover bool, data *dataDir, log *slog.Logger) (*pool.Pool, error) {
 	o, err := poolOptions(ctx, cfg, name, log)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	o.Takeover, o.CreateEmpty = takeover, cfg.Embedded
 	if id, err := writeback.ReadIdentity(vfs.OS{}, o.TierDir); err == nil && data.servedJustNow(id.Log) {
 		o.RootLook = rootLook
 	}
 	if err := checkTierSpace(o.TierDir, config.Bytes(o.TierBytes)); err != nil {
-		return fmt.Errorf("pool %s: %w", name, err)
+		return nil, fmt.Errorf("pool %s: %w", name, err)
 	}
 	p, err := pool.Open(ctx, o)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	g.pools[name] = p
 	for _, d := range cfg.Pools[name].Disks {
 		have, err := p.Disk(d.Name)
 		if errors.Is(err, pool.ErrNoDisk) {
 			have, err = p.CreateDisk(ctx, d.Name, int64(d.Size))
 		}
 		if err != nil {
-			return err
+			return p, err
 		}
 		if have.Size() != int64(d.Size) {
 			log.Warn("disk keeps its size; the configuration says another", "disk", d.Name,
 				"size", config.Bytes(have.Size()).String(), "configured", d.Size.String())
 		}
 	}
-	return nil
+	return p, nil
 }
 
 // checkTierSpace refuses to begin a tier that its file system has no room for. One that holds a log
