@@ -21,6 +21,7 @@ type load struct {
 	time   time.Duration
 	offset int64 // bytes; where a single pass starts
 	pass   int64 // bytes; if not 0, one pass over so much instead of a time
+	bytes  int64 // with pass: as many as this, anywhere in it
 }
 
 // flags are fio's, the address and the output aside.
@@ -29,6 +30,9 @@ func (l load) flags(disk int64) []string {
 		"--randrepeat=0", "--norandommap"}
 	if l.fsync > 0 {
 		f = append(f, fmt.Sprintf("--fsync=%d", l.fsync))
+	}
+	if l.bytes > 0 {
+		f = append(f, fmt.Sprintf("--io_size=%d", l.bytes))
 	}
 	if l.pass > 0 {
 		return append(f, fmt.Sprintf("--offset=%d", l.offset), fmt.Sprintf("--size=%d", l.pass))

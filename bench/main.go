@@ -17,6 +17,8 @@
 //	recover     kill -9 during randwrite, to "ready"         -
 //	seqwrite    1 MiB sequential writes at depth 4           the faster of two qemu-nbd modes
 //	upload      CPU and requests to store 1 GiB, 4+2         -
+//	reopen      kill -9 with 1, 2, 4 GiB unpublished, to     -
+//	            the first read; targets answer, or hang
 //
 // Rows run in this order, since each leaves the disk as the next wants it. Runs of a row are
 // interleaved, and the median counts. The gateway uploads all the time, 2+1 to three directories on
@@ -67,6 +69,7 @@ var rows = []struct {
 	{"recover", (*bench).recover},
 	{"seqwrite", (*bench).seqWrite},
 	{"upload", (*bench).upload},
+	{"reopen", (*bench).reopen},
 }
 
 func rowNames() []string {

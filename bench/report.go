@@ -37,6 +37,9 @@ type row struct {
 	Values []float64 `json:"values,omitempty"`
 	Dirty  []int64   `json:"dirty_bytes,omitempty"` // at each kill
 	Target float64   `json:"at_most,omitempty"`
+
+	Least   bool       `json:"least_counts,omitempty"` // of Values, not their median
+	Reopens []reopened `json:"reopens,omitempty"`
 }
 
 func (r *row) baseline(name string, s sample) {
@@ -136,7 +139,11 @@ func (r *report) print(w io.Writer) {
 
 func (r *row) print(w io.Writer) {
 	if r.Values != nil {
-		fmt.Fprintf(w, "%s\t%.2f %s\t\t\t\t\t%d\t%s\n", r.Name, median(r.Values), r.Unit, len(r.Values), r.remark())
+		v := median(r.Values)
+		if r.Least {
+			v = slices.Min(r.Values)
+		}
+		fmt.Fprintf(w, "%s\t%.2f %s\t\t\t\t\t%d\t%s\n", r.Name, v, r.Unit, len(r.Values), r.remark())
 		return
 	}
 	name, base := r.best()
@@ -157,6 +164,8 @@ func (r *row) remark() string {
 		}
 		return fmt.Sprintf("%s: %.0f s, unpublished %d MiB at half time, %d at the end (peaks %d and %d)",
 			verdict, d.Seconds, d.Half>>20, d.End>>20, d.PeakToHalf>>20, d.PeakFromHalf>>20)
+	case r.Reopens != nil:
+		return remarkReopen(r.Reopens)
 	case r.Dirty != nil:
 		return fmt.Sprintf("at most %g %s; dirty %d to %d MiB", r.Target, r.Unit, slices.Min(r.Dirty)>>20, slices.Max(r.Dirty)>>20)
 	case r.Target != 0:

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"graindisk/backend"
 	"graindisk/grains/segment"
 	"graindisk/pool/root"
+	"graindisk/writeback"
 )
 
 // Publish makes a cut of everything that is in the log now, and returns when it is published.
@@ -85,6 +87,12 @@ func (p *Pool) release(ctx context.Context) error {
 	return p.log.Publish(f)
 }
 
+// Owner is the log that this process owns the pool by; ok is false once it was found that it does not, or
+// once the pool has stopped for another reason.
+func (p *Pool) Owner() (log writeback.UUID, ok bool) {
+	return p.logID, p.broken.Load() == nil && p.gateFn.Load() == nil
+}
+
 // Status is a pool as people and programs want to see it.
 type Status struct {
 	Name                  string         `json:"name"`
@@ -96,6 +104,7 @@ type Status struct {
 	UnpublishedBytes      int64          `json:"unpublished_bytes"`
 	UnpublishedAgeSeconds float64        `json:"unpublished_age_seconds"`
 	Exposure              ExposureStatus `json:"exposure"`
+	Log                   LogStatus      `json:"log"`
 	Stripe                string         `json:"stripe"`
 	Segments              int            `json:"segments"`
 	// SegmentsBelowStrength survive the loss of fewer targets than the profile says, until they are repaired.
@@ -121,10 +130,11 @@ type TargetStatus struct {
 
 // TierStatus is how the tier's slots are used.
 type TierStatus struct {
-	SlotBytes int64 `json:"slot_bytes"`
-	Free      int   `json:"free_slots"`
-	Busy      int   `json:"busy_slots"`
-	Clean     int   `json:"clean_slots"`
+	Dir       string `json:"dir"`
+	SlotBytes int64  `json:"slot_bytes"`
+	Free      int    `json:"free_slots"`
+	Busy      int    `json:"busy_slots"`
+	Clean     int    `json:"clean_slots"`
 	// IndexBytes is the memory of the index of unpublished writes.
 	IndexBytes int64 `json:"index_bytes"`
 }
@@ -138,7 +148,8 @@ func (p *Pool) Status() Status {
 		UnpublishedBytes: u.Bytes, UnpublishedAgeSeconds: age(u), Exposure: p.exposure(pr),
 	}
 	free, busy, clean := p.space.Counts()
-	s.Tier = TierStatus{SlotBytes: p.o.SlotBytes, Free: free, Busy: busy, Clean: clean, IndexBytes: p.log.IndexBytes()}
+	s.Log = logStatus(p.log.Health(), time.Now())
+	s.Tier = TierStatus{Dir: p.o.TierDir, SlotBytes: p.o.SlotBytes, Free: free, Busy: busy, Clean: clean, IndexBytes: p.log.IndexBytes()}
 	if !p.isClaimed() {
 		s.State = "claiming"
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -42,6 +43,10 @@ func Open(ctx context.Context, o Options) (*Pool, error) {
 		return nil, err
 	}
 	p, err := open(ctx, o)
+	if errors.Is(err, errRootNeeded) && o.RootLook < o.RootTimeout {
+		o.RootLook = o.RootTimeout
+		p, err = open(ctx, o)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open pool %s: %w", o.Name, err)
 	}
@@ -110,17 +115,23 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 	return p, nil
 }
 
-// readRoot reads the root. With a log on the tier it gives up after RootTimeout and returns nil if the
+// errRootNeeded means that the root could not be read and the tier alone is not enough to serve.
+var errRootNeeded = errors.New("the targets do not answer")
+
+// readRoot reads the root. With a log on the tier it gives up after RootLook and returns nil if the
 // targets may be away: the log alone is enough to serve. Targets that answer without a root of this pool
 // are another matter: they were emptied or swapped. Without a log it creates the pool where that is allowed.
 func (p *Pool) readRoot(ctx context.Context, haveLog bool) (*root.Copy, error) {
-	timeout := p.o.RootTimeout
+	timeout, read := p.o.RootLook, p.reg.ReadQuorum
 	if !haveLog {
-		timeout = max(timeout, 30*time.Second)
+		timeout, read = max(p.o.RootTimeout, 30*time.Second), p.reg.Read
 	}
 	rctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	view, err := p.reg.Read(rctx)
+	view, err := read(rctx)
+	if haveLog && err == nil && view.Quorum && !p.knowsTargets(view) {
+		view, err = p.reg.Read(rctx)
+	}
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
@@ -153,6 +164,18 @@ func (p *Pool) readRoot(ctx context.Context, haveLog bool) (*root.Copy, error) {
 		err = view.Err()
 	}
 	return nil, fmt.Errorf("%w%s", err, p.rootAdvice(count, haveLog))
+}
+
+// knowsTargets tells whether every target is a member of the pool by its copy of the root or, where that
+// was not read, by its name. One that got another name is a member by its copy alone.
+func (p *Pool) knowsTargets(view root.View) bool {
+	for _, t := range view.Targets {
+		named := func(m root.Member) bool { return m.Name == t.Name }
+		if t.State == root.Unreachable && !slices.ContainsFunc(view.Best.Val.Cfg.Members, named) {
+			return false
+		}
+	}
+	return true
 }
 
 // rootAdvice is the next step for someone whose targets do not give a root.

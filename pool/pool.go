@@ -116,7 +116,11 @@ type Options struct {
 	CreateEmpty bool
 	// RootTimeout is how long Open waits for the root before it serves from an intact log; default 5 s.
 	RootTimeout time.Duration
-	Log         *slog.Logger
+	// RootLook is how long it waits instead if the owner of the tier's log is known to have been alive a moment
+	// ago, so that the pool cannot have gone to another meanwhile; default RootTimeout. Where the log alone
+	// is not enough Open waits for RootTimeout all the same.
+	RootLook time.Duration
+	Log      *slog.Logger
 
 	// Tests make these small: entries of a map's level 0 and of a run, rows of a checkpoint's manifest.
 	mapLevel0, mapRun, tableRows int
@@ -159,6 +163,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.RootTimeout == 0 {
 		o.RootTimeout = 5 * time.Second
+	}
+	if o.RootLook == 0 || o.RootLook > o.RootTimeout {
+		o.RootLook = o.RootTimeout
 	}
 	if o.Host == "" {
 		o.Host, _ = os.Hostname()

@@ -46,10 +46,10 @@ func (p *Pool) openLocal(ctx context.Context, id writeback.Identity, view *root.
 		reload = reload || uint64(rec.End) < view.Val.Horizon
 	} else {
 		if reload {
-			return fmt.Errorf("%w: the tier %s has no map yet, or a damaged one, and the targets do not answer", root.ErrNoQuorum, p.o.TierDir)
+			return fmt.Errorf("%w: the tier %s has no map yet, or a damaged one, and %w", root.ErrNoQuorum, p.o.TierDir, errRootNeeded)
 		}
 		if p.val.State == root.Released { // anyone may have opened it since
-			return fmt.Errorf("%w: the pool was closed cleanly, and the targets do not answer; nothing is lost, start again when they do", root.ErrNoQuorum)
+			return fmt.Errorf("%w: the pool was closed cleanly, and %w; nothing is lost, start again when they do", root.ErrNoQuorum, errRootNeeded)
 		}
 		p.setMembers(p.val.Cfg.Members, nil)
 	}

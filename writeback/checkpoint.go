@@ -261,8 +261,13 @@ func (r *reader) disk(crcs *checksums) *diskIndex {
 	d := &diskIndex{oldest: int64(r.u64())}
 	blocks, holes := r.u64(), r.u64()
 	left := r.count(blocks, 4)
+	fill := filler{t: &d.data}
 	for left > 0 && !r.bad {
-		lba, place, n := r.u64(), tier.Place(r.u64()), r.u64()
+		head := r.bytes(24)
+		if head == nil {
+			break
+		}
+		lba, place, n := le.Uint64(head), tier.Place(le.Uint64(head[8:])), le.Uint64(head[16:])
 		if n == 0 || n > uint64(left) || lba > lbaMax-n || place.Slot() >= tier.SlotsMax {
 			r.bad = true
 			break
@@ -276,9 +281,10 @@ func (r *reader) disk(crcs *checksums) *diskIndex {
 			r.bad = r.bad || !crcs.putEncoded(place, sums)
 		}
 		if !r.bad {
-			d.data.set(block.LBA(lba), int(n), place)
+			fill.set(block.LBA(lba), int(n), place)
 		}
 	}
+	fill.flush()
 	for range r.count(holes, 16) {
 		lba, n := r.u64(), r.u64()
 		if n == 0 || n > lbaMax || lba > lbaMax-n {

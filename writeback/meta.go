@@ -183,6 +183,7 @@ type sealedFile struct {
 	endCRC uint32
 	time   int64
 	n      int    // records
+	ops    int    // … of kind OP
 	body   []byte // the records, encoded
 }
 
@@ -204,6 +205,11 @@ func (s *sealedFile) add(h *batchHeader, payload []byte) {
 		s.time = h.time
 	}
 	s.n += len(h.entries)
+	for i := range h.entries {
+		if h.entries[i].kind == Op {
+			s.ops++
+		}
+	}
 	s.body = h.appendSealed(s.body, func(i int) []byte {
 		at := uint64(0)
 		for _, e := range h.entries[:i] {
@@ -260,7 +266,12 @@ func decodeSealed(b []byte) (*sealedFile, error) {
 		return nil, errTorn
 	}
 	s.n = int(n)
-	if err := s.each(func(Seq, *sealedRecord) {}); err != nil {
+	err := s.each(func(_ Seq, r *sealedRecord) {
+		if r.kind == Op {
+			s.ops++
+		}
+	})
+	if err != nil {
 		return nil, err
 	}
 	return s, nil

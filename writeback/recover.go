@@ -20,9 +20,10 @@ type Recovered struct {
 	Ops   []OpRecord   // all recovered OP records not known to be published, in order
 	End   Seq          // of the last record
 	// Files is how many log files were scanned, TornBytes how much lay in whole or broken batches
-	// beyond the recovered end.
+	// beyond the recovered end, Records how many records lay above the checkpoint.
 	Files     int
 	TornBytes int64
+	Records   int
 }
 
 // MetaRecord is one record of the pool in the metadata log.
@@ -81,7 +82,7 @@ func Open(o Options) (*Log, *Recovered, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("open log %s: %w", o.Dir, err)
 	}
-	o.Log.Info("log recovered", "end", uint64(out.End), "files", out.Files, "torn_bytes", out.TornBytes)
+	o.Log.Info("log recovered", "end", uint64(out.End), "files", out.Files, "records", out.Records, "torn_bytes", out.TornBytes)
 	return l, out, nil
 }
 
@@ -381,6 +382,11 @@ func (r *recovery) begin() (*Log, error) {
 	l.claimSlots(r)
 	r.play.end = r.out.End
 	r.out.Ops = r.play.ops()
+	for _, s := range r.play.files {
+		if s.last() > r.play.ckpt {
+			r.out.Records += s.n
+		}
+	}
 	l.replay.Store(r.play)
 	l.settling = true
 	l.startAt(pos)
@@ -411,6 +417,9 @@ func (p *replayed) ops() (list []OpRecord) {
 		list = append(list, g.ops...)
 	}
 	for _, s := range p.files {
+		if s.ops == 0 {
+			continue
+		}
 		s.each(func(seq Seq, rec *sealedRecord) {
 			if rec.kind == Op && seq > p.ckpt {
 				list = append(list, OpRecord{Seq: seq, Disk: rec.disk, Payload: slices.Clone(rec.payload)})

@@ -9,6 +9,7 @@ import (
 	"graindisk/backend"
 	"graindisk/frontend/nbd"
 	"graindisk/frontend/nbd/proto"
+	"graindisk/pool"
 )
 
 // metrics are the gateway's figures for Prometheus: those of requests are counted as they pass, those
@@ -82,6 +83,9 @@ var (
 	descExposed     = prometheus.NewDesc("gateway_pool_exposure_over", "1 while what is unpublished is over its bound, in bytes or in age.", []string{"pool"}, nil)
 	descWaiting     = prometheus.NewDesc("gateway_pool_writes_waiting", "1 while new writes wait: the tier is full, or the exposure at its bound.", []string{"pool"}, nil)
 	descDelay       = prometheus.NewDesc("gateway_pool_write_delay_seconds", "How long a new write is delayed because the tier fills.", []string{"pool"}, nil)
+	descRefused     = prometheus.NewDesc("gateway_tier_refuses_writes", "1 while the log waits for the tier's file system, which is full, over quota or read-only.", []string{"pool", "reason"}, nil)
+	descLogStopped  = prometheus.NewDesc("gateway_writeback_stopped", "1 once the log takes no writes for good.", []string{"pool"}, nil)
+	descMended      = prometheus.NewDesc("gateway_writeback_mended_files_total", "Files of the log written anew after a write or a sync of them failed.", []string{"pool"}, nil)
 	descIndex       = prometheus.NewDesc("gateway_writeback_index_bytes", "Memory of the index of unpublished writes.", []string{"pool"}, nil)
 )
 
@@ -105,6 +109,11 @@ func (c poolCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(descWaiting, b2f(p.Exposure.WritesWaiting), p.Name)
 		gauge(descDelay, p.Exposure.WriteDelaySeconds, p.Name)
 		gauge(descIndex, float64(p.Tier.IndexBytes), p.Name)
+		for _, reason := range []string{pool.TierFull, pool.TierQuota, pool.TierReadOnly} {
+			gauge(descRefused, b2f(p.Log.Waits == reason), p.Name, reason)
+		}
+		gauge(descLogStopped, b2f(p.Log.Stopped), p.Name)
+		ch <- prometheus.MustNewConstMetric(descMended, prometheus.CounterValue, float64(p.Log.MendedFiles), p.Name)
 		gauge(descSlots, float64(p.Tier.Free), p.Name, "free")
 		gauge(descSlots, float64(p.Tier.Busy), p.Name, "busy")
 		gauge(descSlots, float64(p.Tier.Clean), p.Name, "clean")

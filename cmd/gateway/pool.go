@@ -69,7 +69,7 @@ func newPoolStatusCmd(a *app) *cobra.Command {
 			return checkPools(ps)
 		},
 	}
-	cmd.Flags().BoolVar(&check, "check", false, "exit with 1 if a pool no longer publishes or its exposure is over its bound")
+	cmd.Flags().BoolVar(&check, "check", false, "exit with 1 if a pool no longer publishes, its tier takes no writes, or its exposure is over its bound")
 	return cmd
 }
 
@@ -79,6 +79,9 @@ func checkPools(ps []pool.Status) error {
 	for _, p := range ps {
 		if p.Error != "" {
 			errs = append(errs, fmt.Errorf("pool %s: %s", p.Name, p.Error))
+		}
+		if s := p.Log.Trouble(p.Tier.Dir); s != "" {
+			errs = append(errs, fmt.Errorf("pool %s: %s", p.Name, s))
 		}
 		if e := p.Exposure; e.Over {
 			err := fmt.Errorf("pool %s: %v unpublished, oldest %.0f s; the bound is %.0f s", p.Name, config.Bytes(p.UnpublishedBytes), p.UnpublishedAgeSeconds, e.BoundAgeSeconds)
@@ -116,8 +119,12 @@ func runPoolStatus(ctx context.Context, a *app, names []string) ([]pool.Status, 
 		if p.Error != "" {
 			fmt.Fprintf(a.stdout, "  error: %s\n", p.Error)
 		}
+		if s := p.Log.Trouble(p.Tier.Dir); s != "" {
+			fmt.Fprintf(a.stdout, "  %s\n", s)
+		}
 		fmt.Fprintf(a.stdout, "  unpublished: %s, oldest %.0f s\n", config.Bytes(p.UnpublishedBytes), p.UnpublishedAgeSeconds)
 		switch e := p.Exposure; {
+		case p.Log.Waits != "": // publishing would not help
 		case e.WritesWaiting:
 			fmt.Fprintf(a.stdout, "  new writes wait until some of it is published\n")
 		case e.WriteDelaySeconds > 0:

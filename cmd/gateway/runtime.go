@@ -6,14 +6,12 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"sync/atomic"
-	"time"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"graindisk/api"
 	"graindisk/backend"
@@ -38,50 +36,68 @@ type gateway struct {
 	grants atomic.Pointer[map[string]access.Grants] // by disk
 }
 
+// poolsAtOnce are opened side by side: each may wait for its targets.
+const poolsAtOnce = 8
+
 // openGateway opens every pool of the configuration and makes the disks that it lists and that are
 // missing. On failure whatever it opened is closed, with the log intact and the pool held.
-func openGateway(ctx context.Context, cfg *config.Config, takeover bool, log *slog.Logger) (*gateway, error) {
+func openGateway(ctx context.Context, cfg *config.Config, takeover bool, data *dataDir, log *slog.Logger) (*gateway, error) {
 	g := &gateway{pools: map[string]*pool.Pool{}}
 	if err := g.setAccess(cfg); err != nil {
 		return nil, err
 	}
+	var mu sync.Mutex // of g.pools
+	eg, octx := errgroup.WithContext(ctx)
+	eg.SetLimit(poolsAtOnce)
 	for _, name := range slices.Sorted(maps.Keys(cfg.Pools)) {
-		if err := g.openPool(ctx, cfg, name, takeover, log); err != nil {
-			g.abandon()
-			return nil, err
-		}
+		eg.Go(func() error {
+			p, err := openPool(octx, cfg, name, takeover, data, log)
+			if p != nil {
+				mu.Lock()
+				g.pools[name] = p
+				mu.Unlock()
+			}
+			return err
+		})
+	}
+	if err := eg.Wait(); err != nil {
+		g.abandon()
+		return nil, err
 	}
 	return g, nil
 }
 
-func (g *gateway) openPool(ctx context.Context, cfg *config.Config, name string, takeover bool, log *slog.Logger) error {
+// openPool opens a pool and makes its disks. If only that fails, it returns the pool too.
+func openPool(ctx context.Context, cfg *config.Config, name string, takeover bool, data *dataDir, log *slog.Logger) (*pool.Pool, error) {
 	o, err := poolOptions(ctx, cfg, name, log)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	o.Takeover, o.CreateEmpty = takeover, cfg.Embedded
+	if id, err := writeback.ReadIdentity(vfs.OS{}, o.TierDir); err == nil && data.servedJustNow(id.Log) {
+		o.RootLook = rootLook
+	}
 	if err := checkTierSpace(o.TierDir, config.Bytes(o.TierBytes)); err != nil {
-		return fmt.Errorf("pool %s: %w", name, err)
+		return nil, fmt.Errorf("pool %s: %w", name, err)
 	}
 	p, err := pool.Open(ctx, o)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	g.pools[name] = p
 	for _, d := range cfg.Pools[name].Disks {
 		have, err := p.Disk(d.Name)
 		if errors.Is(err, pool.ErrNoDisk) {
 			have, err = p.CreateDisk(ctx, d.Name, int64(d.Size))
 		}
 		if err != nil {
-			return err
+			return p, err
 		}
 		if have.Size() != int64(d.Size) {
 			log.Warn("disk keeps its size; the configuration says another", "disk", d.Name,
 				"size", config.Bytes(have.Size()).String(), "configured", d.Size.String())
 		}
 	}
-	return nil
+	return p, nil
 }
 
 // checkTierSpace refuses to begin a tier that its file system has no room for. One that holds a log
@@ -199,6 +215,16 @@ func (g *gateway) abandon() error {
 	return nil
 }
 
+// logs are those of the pools that serve, with nothing that keeps them from going on.
+func (g *gateway) logs() (ids []writeback.UUID) {
+	for _, p := range g.pools {
+		if id, ok := p.Owner(); ok {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
 // find returns the disk of that name, in whichever pool it is.
 func (g *gateway) find(name string) (*pool.Pool, *vdisk.Disk, error) {
 	for _, p := range g.pools {
@@ -293,31 +319,3 @@ func (g *gateway) Pool(name string) (pool.Status, error) {
 	}
 	return p.Status(), nil
 }
-
-// lockData makes the data directory and locks it for this process. The lock goes with the process.
-// While another has it, it tries again for as long as wait.
-func lockData(ctx context.Context, dir string, wait time.Duration) (unlock func(), err error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("data directory: %w", err)
-	}
-	path := filepath.Join(dir, "lock")
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("data directory: %w", err)
-	}
-	until := time.Now().Add(wait)
-	for err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil && ctx.Err() == nil && time.Now().Before(until); {
-		time.Sleep(lockRetry)
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	}
-	if err != nil {
-		f.Close()
-		return nil, fmt.Errorf("data directory %s is in use by another gateway (%s is locked): %w", dir, path, errBusy)
-	}
-	return func() { f.Close() }, nil
-}
-
-// lockRetry is short: guests wait while a lock is handed over.
-const lockRetry = 5 * time.Millisecond
-
-var errBusy = errors.New("stop it first, or use another --data")

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -73,18 +74,18 @@ func runServe(ctx context.Context, a *app, o serveOptions) (err error) {
 		return err
 	}
 	defer in.close()
-	unlock, err := lockData(ctx, cfg.Data, wait)
+	data, err := lockData(ctx, cfg.Data, wait)
 	if err != nil {
 		return err
 	}
-	defer unlock()
+	defer data.unlock()
 	if cfg.Embedded {
 		log.Info("embedded default", "data", cfg.Data, "targets", filepath.Join(cfg.Data, "targets", "{a,b,c}"),
 			"stripe", cfg.Pools["main"].Stripe.String(), "tier", cfg.Tier.Dir, "tier_size", cfg.Tier.Size.String(),
 			"ram", cfg.Tier.RAM.String(), "max_dirty_age", cfg.Pools["main"].MaxDirtyAge.String())
 	}
 	limitMemory(cfg, log)
-	g, err := openGateway(ctx, cfg, o.takeover, log)
+	g, err := openGateway(ctx, cfg, o.takeover, data, log)
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		log.Info("ended before serving")
 		return nil
@@ -92,10 +93,16 @@ func runServe(ctx context.Context, a *app, o serveOptions) (err error) {
 	if err != nil {
 		return err
 	}
+	alive, dying := context.WithCancel(context.WithoutCancel(ctx))
+	var signing sync.WaitGroup
+	signing.Go(func() { data.signLife(alive, g.logs, log) })
 	handed, serveErr := serveClients(ctx, a, cfg, in, reload, g, log)
+	dying()
+	signing.Wait()
 	if handed {
 		return errors.Join(serveErr, g.abandon())
 	}
+	data.takeBack(log) // closing gives the pools away
 	cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cfg.ShutdownTimeout)
 	defer cancel()
 	return errors.Join(serveErr, g.close(cctx))

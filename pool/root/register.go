@@ -164,8 +164,14 @@ type View struct {
 }
 
 // Read asks every target with plain gets. It fails only if no copy at all can be read.
-func (r *Register) Read(ctx context.Context) (View, error) {
-	v := r.survey(ctx, true, nil)
+func (r *Register) Read(ctx context.Context) (View, error) { return r.read(ctx, true) }
+
+// ReadQuorum is Read that waits for a quorum, and for the others no longer than Options.Linger after
+// that: one target that hangs does not hold it up. What has not answered counts as unreachable.
+func (r *Register) ReadQuorum(ctx context.Context) (View, error) { return r.read(ctx, false) }
+
+func (r *Register) read(ctx context.Context, all bool) (View, error) {
+	v := r.survey(ctx, all, nil)
 	if v.Best == nil {
 		return v, fmt.Errorf("read root: %w", v.quorumError())
 	}

@@ -286,10 +286,13 @@ func newerRoots(p *place, targets ...string) {
 }
 
 // mountTiny puts the tier on a file system of 1 MiB.
-func mountTiny(p *place) {
+func mountTiny(p *place) { mountTier(p, 1<<20) }
+
+// mountTier puts the tier on a file system in memory of that many bytes.
+func mountTier(p *place, bytes int64) {
 	p.t.Helper()
 	p.must(os.Mkdir(p.path("tier"), 0o700))
-	if err := syscall.Mount("tmpfs", p.path("tier"), "tmpfs", 0, "size=1m"); err != nil {
+	if err := syscall.Mount("tmpfs", p.path("tier"), "tmpfs", 0, fmt.Sprintf("size=%d", bytes)); err != nil {
 		p.t.Fatalf("mount a small file system: %v: run the tests as root, or in \"unshare -rm\"", err)
 	}
 	p.t.Cleanup(func() {

@@ -209,14 +209,17 @@ func (g *Gateway) ExitCode() int { return g.cmd.ProcessState.ExitCode() }
 func (g *Gateway) PID() int { return g.cmd.Process.Pid }
 
 // WrittenBytes is how much the process has written to disks, page cache included, as the kernel counts.
-func (g *Gateway) WrittenBytes() int64 {
+func (g *Gateway) WrittenBytes() int64 { return g.io("write_bytes") }
+
+// io is a figure of /proc/PID/io.
+func (g *Gateway) io(name string) int64 {
 	g.t.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/io", g.cmd.Process.Pid))
 	if err != nil {
 		g.t.Fatal(err)
 	}
 	for line := range strings.Lines(string(text)) {
-		if n, ok := strings.CutPrefix(line, "write_bytes: "); ok {
+		if n, ok := strings.CutPrefix(line, name+": "); ok {
 			bytes, err := strconv.ParseInt(strings.TrimSpace(n), 10, 64)
 			if err != nil {
 				g.t.Fatal(err)
@@ -224,9 +227,13 @@ func (g *Gateway) WrittenBytes() int64 {
 			return bytes
 		}
 	}
-	g.t.Fatalf("no write_bytes in %q", text)
+	g.t.Fatalf("no %s in %q", name, text)
 	return 0
 }
+
+// Asked is how many bytes the process has read and written by system calls, whatever cache they came from
+// or went to, as the kernel counts.
+func (g *Gateway) Asked() (read, written int64) { return g.io("rchar"), g.io("wchar") }
 
 // Log is what the gateway wrote on stderr so far.
 func (g *Gateway) Log() string { return g.log.String() }
