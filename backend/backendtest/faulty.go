@@ -25,6 +25,9 @@ const (
 	Delayed         // the Delay hook is called first
 	Truncated       // get: part of the body and no error; read: Short
 	Flipped         // get, read: one bit is wrong, and no error
+	Reset           // get, read: Transient after part of the body has come
+	Twice           // put and delete: it arrives once more, some calls later, and nobody hears of that
+	Echo            // put with a condition: it takes effect, and the answer is that of a second one: Precondition
 	faults          // how many there are
 )
 
@@ -32,6 +35,7 @@ const (
 func (f Fault) String() string {
 	names := [faults]string{
 		"none", "refused", "throttled", "lost reply", "late", "delayed", "truncated", "flipped",
+		"reset", "twice", "echo",
 	}
 	if f < faults {
 		return names[f]
@@ -39,7 +43,7 @@ func (f Fault) String() string {
 	return fmt.Sprintf("fault %d", uint8(f))
 }
 
-// lateMax is how many calls later a Late one takes effect, at most.
+// lateMax is how many calls later a Late one takes effect, at most, and the second of a Twice.
 const lateMax = 8
 
 // Rates are the probabilities of faults in each call, in [0, 1], together at most 1.
@@ -144,10 +148,14 @@ func (f *Faulty) Put(ctx context.Context, key string, body []byte, c backend.Con
 		kept := bytes.Clone(body)
 		return func() { _, _ = f.inner.Put(context.Background(), key, kept, c) } // nobody hears of it
 	}
-	_, err = f.run(ctx, "put", key, later, func() (err error) {
+	r := request{op: "put", key: key, conditional: c != backend.Cond{}, later: later}
+	hit, err := f.run(ctx, r, func() (err error) {
 		etag, err = f.inner.Put(ctx, key, body, c)
 		return err
 	})
+	if err == nil && hit.fault == Echo {
+		err = f.fail("put", key, backend.Precondition, Echo)
+	}
 	if err != nil {
 		return "", err
 	}
@@ -156,7 +164,7 @@ func (f *Faulty) Put(ctx context.Context, key string, body []byte, c backend.Con
 
 // Get implements backend.Store.
 func (f *Faulty) Get(ctx context.Context, key string, max int64) (body []byte, etag string, err error) {
-	hit, err := f.run(ctx, "get", key, nil, func() (err error) {
+	hit, err := f.run(ctx, request{op: "get", key: key}, func() (err error) {
 		body, etag, err = f.inner.Get(ctx, key, max)
 		return err
 	})
@@ -168,13 +176,15 @@ func (f *Faulty) Get(ctx context.Context, key string, max int64) (body []byte, e
 		body = body[:hit.pick(len(body))]
 	case Flipped:
 		hit.flip(body)
+	case Reset:
+		return nil, "", f.fail("get", key, backend.Transient, Reset)
 	}
 	return body, etag, nil
 }
 
 // ReadAt implements backend.Store.
 func (f *Faulty) ReadAt(ctx context.Context, key string, p []byte, off int64) error {
-	hit, err := f.run(ctx, "read", key, nil, func() error { return f.inner.ReadAt(ctx, key, p, off) })
+	hit, err := f.run(ctx, request{op: "read", key: key}, func() error { return f.inner.ReadAt(ctx, key, p, off) })
 	if err != nil {
 		return err
 	}
@@ -182,6 +192,9 @@ func (f *Faulty) ReadAt(ctx context.Context, key string, p []byte, off int64) er
 	case Truncated:
 		clear(p[hit.pick(len(p)):])
 		return f.fail("read", key, backend.Short, Truncated)
+	case Reset:
+		clear(p[hit.pick(len(p)):])
+		return f.fail("read", key, backend.Transient, Reset)
 	case Flipped:
 		hit.flip(p)
 	}
@@ -190,7 +203,7 @@ func (f *Faulty) ReadAt(ctx context.Context, key string, p []byte, off int64) er
 
 // Stat implements backend.Store.
 func (f *Faulty) Stat(ctx context.Context, key string) (info backend.Info, err error) {
-	_, err = f.run(ctx, "stat", key, nil, func() (err error) {
+	_, err = f.run(ctx, request{op: "stat", key: key}, func() (err error) {
 		info, err = f.inner.Stat(ctx, key)
 		return err
 	})
@@ -205,13 +218,13 @@ func (f *Faulty) Delete(ctx context.Context, key string) error {
 	later := func() func() {
 		return func() { _ = f.inner.Delete(context.Background(), key) } // nobody hears of it
 	}
-	_, err := f.run(ctx, "delete", key, later, func() error { return f.inner.Delete(ctx, key) })
+	_, err := f.run(ctx, request{op: "delete", key: key, later: later}, func() error { return f.inner.Delete(ctx, key) })
 	return err
 }
 
 // List implements backend.Store.
 func (f *Faulty) List(ctx context.Context, prefix, after string, max int) (found []backend.Info, more bool, err error) {
-	_, err = f.run(ctx, "list", prefix, nil, func() (err error) {
+	_, err = f.run(ctx, request{op: "list", key: prefix}, func() (err error) {
 		found, more, err = f.inner.List(ctx, prefix, after, max)
 		return err
 	})
@@ -239,15 +252,22 @@ func (h hit) flip(p []byte) {
 	}
 }
 
-// run makes one call with whatever is planned for it. Later, where it is not nil, prepares the call
-// to be made after its caller has gone.
-func (f *Faulty) run(ctx context.Context, op, key string, later func() func(), call func() error) (hit, error) {
+// request is one call. later, of puts and deletes, prepares the call to be made after its caller has gone.
+type request struct {
+	op, key     string
+	conditional bool
+	later       func() func()
+}
+
+// run makes one call with whatever is planned for it.
+func (f *Faulty) run(ctx context.Context, r request, call func() error) (hit, error) {
+	op, key := r.op, r.key
 	if f.Before != nil {
 		if err := f.Before(op, key); err != nil {
 			return hit{}, err
 		}
 	}
-	h, due := f.next(op, later)
+	h, due := f.next(r)
 	for _, l := range due {
 		l.do()
 	}
@@ -272,12 +292,12 @@ func (f *Faulty) run(ctx context.Context, op, key string, later func() func(), c
 }
 
 // next counts a call, decides on its fault, and takes out the late calls whose time has come.
-func (f *Faulty) next(op string, later func() func()) (hit, []lateCall) {
+func (f *Faulty) next(r request) (hit, []lateCall) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.calls[op]++
+	f.calls[r.op]++
 	h := hit{fault: f.drawLocked(), place: f.rng.Uint64()} // drawn even when not used: the order decides alone
-	f.plannedLocked(op, &h)
+	f.plannedLocked(r.op, &h)
 	if f.offline {
 		h.fault = Refused
 		f.injected[h.fault]++
@@ -292,11 +312,11 @@ func (f *Faulty) next(op string, later func() func()) (hit, []lateCall) {
 		}
 	}
 	f.late = waiting
-	if !h.fault.befalls(op) {
+	if !h.fault.befalls(r) {
 		h.fault = None
 	}
-	if h.fault == Late {
-		f.late = append(f.late, lateCall{after: h.pick(lateMax), do: later()})
+	if h.fault == Late || h.fault == Twice {
+		f.late = append(f.late, lateCall{after: h.pick(lateMax), do: r.later()})
 	}
 	if h.fault != None {
 		f.injected[h.fault]++
@@ -332,12 +352,14 @@ func (f *Faulty) plannedLocked(op string, h *hit) {
 	f.planned = rest
 }
 
-func (f Fault) befalls(op string) bool {
+func (f Fault) befalls(r request) bool {
 	switch f {
-	case Late:
-		return op == "put" || op == "delete"
-	case Truncated, Flipped:
-		return op == "get" || op == "read"
+	case Late, Twice:
+		return r.later != nil
+	case Truncated, Flipped, Reset:
+		return r.op == "get" || r.op == "read"
+	case Echo:
+		return r.conditional
 	}
 	return true
 }
