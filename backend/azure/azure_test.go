@@ -29,7 +29,7 @@ func fakeStore(t *testing.T, answer http.HandlerFunc) (*Store, *atomic.Int64) {
 		answer(w, r)
 	}))
 	t.Cleanup(server.Close)
-	s, err := Open(Options{Account: "acct", Container: "c", Endpoint: server.URL + "/acct", AccountKey: testKey})
+	s, err := Open(Options{Account: "acct", Container: "c", Endpoint: server.URL + "/acct", Credentials: Credentials{AccountKey: testKey}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -146,7 +146,7 @@ func TestReadAtDistrusts(t *testing.T) {
 
 // TestErrorsKeepSecrets makes the network fail under a SAS, which is part of every URL.
 func TestErrorsKeepSecrets(t *testing.T) {
-	s, err := Open(Options{Account: "acct", Container: "c", Endpoint: "http://127.0.0.1:1", SAS: "sv=2024&" + testSecret})
+	s, err := Open(Options{Account: "acct", Container: "c", Endpoint: "http://127.0.0.1:1", Credentials: Credentials{SAS: "sv=2024&" + testSecret}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -174,7 +174,7 @@ func TestErrorsKeepSecrets(t *testing.T) {
 }
 
 func TestOptionsAreChecked(t *testing.T) {
-	good := Options{Account: "acct", Container: "c", AccountKey: testKey}
+	good := Options{Account: "acct", Container: "c", Credentials: Credentials{AccountKey: testKey}}
 	if s, err := Open(good); err != nil || s.String() != "azure://acct/c" {
 		t.Errorf("%v, %v", s, err)
 	}

@@ -11,7 +11,7 @@ var _ backend.Inspector = (*Store)(nil)
 // Inspect implements backend.Inspector: policies of the container. Those of the account (versions, soft
 // delete, lifecycle) are not to be seen with the rights that a container's user has.
 func (s *Store) Inspect(ctx context.Context) ([]backend.Finding, error) {
-	out, err := s.client.GetProperties(ctx, nil)
+	out, err := s.client().GetProperties(ctx, nil)
 	if err != nil {
 		_, cause := classify(err)
 		return nil, cause

@@ -103,7 +103,7 @@ func (s *Server) Client(t testing.TB, name string) *container.Client {
 
 // Options are those of the azure driver for a container of this server.
 func (s *Server) Options(name, prefix string) azure.Options {
-	return azure.Options{Account: Account, Container: name, Prefix: prefix, Endpoint: s.Endpoint, AccountKey: AccountKey}
+	return azure.Options{Account: Account, Container: name, Prefix: prefix, Endpoint: s.Endpoint, Credentials: azure.Credentials{AccountKey: AccountKey}}
 }
 
 // Store opens a container of this server.
