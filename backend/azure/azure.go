@@ -3,9 +3,16 @@
 //
 // What it asks of the service: Put Blob with If-None-Match: * and If-Match decides between rivals; Get
 // Blob with a range; a read after a write sees it; List Blobs is in byte order (accounts with a
-// hierarchical namespace are not). It uses no leases: a lease ends by the service's clock, so a
-// writer that was paused cannot know that it still has one, where a condition on the ETag is decided by the
-// service at the write itself.
+// hierarchical namespace are not, and pool check says so). Lists are flat: no caller asks for folders, and
+// a list by delimiter costs a request for each.
+//
+// Leases. It takes none: a lease ends by the service's clock, so a writer that was paused cannot know that it
+// still has one, where a condition on the ETag is decided by the service at the write itself. A lease that
+// somebody holds on a blob makes puts fail (Permanent, with the reason). Where a lease does serve is on the
+// container: an infinite one, taken by its owner, keeps it from being deleted by mistake, and hinders nothing here.
+//
+// Credentials may be rotated while the store is open: Refresh, which backend/adaptive calls when they are refused.
+// Calls under way end with those they began with. A signature (SAS) is part of every URL, so no error keeps one.
 //
 // Retries. A conditional put is sent once, so that its refusal is never the echo of its own lost
 // success. Everything else is sent up to three times within about a second; longer patience, limits
@@ -82,7 +89,8 @@ type Store struct {
 
 	refreshing sync.Mutex // held while credentials are had anew
 	session    atomic.Pointer[session]
-	versioned  atomic.Bool // the service said that a put made a version
+	stored     atomic.Bool // a put succeeded
+	versioned  atomic.Bool // and the service said that it made a version
 
 	mu    sync.Mutex
 	pages map[page]string // where the next page of a list begins, as the service said

@@ -46,9 +46,8 @@ func (s *Store) Put(ctx context.Context, key string, body []byte, c backend.Cond
 	if err != nil {
 		return "", s.fail(ctx, "put", key, err)
 	}
-	if deref(out.VersionID) != "" {
-		s.versioned.Store(true)
-	}
+	s.stored.Store(true)
+	s.versioned.Store(deref(out.VersionID) != "")
 	return etag(out.ETag), nil
 }
 
