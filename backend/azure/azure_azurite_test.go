@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/streaming"
-	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/lease"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/sas"
 
@@ -165,7 +164,7 @@ func testCredentials(t *testing.T, a *azuritetest.Server) {
 	expectAuth(t, o, o.AccountKey)
 
 	o = a.Options(name, "")
-	o.AccountKey, o.SAS = "", sign(t, name, sas.ContainerPermissions{Read: true, List: true}, time.Hour)
+	o.AccountKey, o.SAS = "", a.SAS(t, name, sas.ContainerPermissions{Read: true, List: true}, time.Hour)
 	store := expectAuth(t, o, signature(t, o.SAS))
 	if _, _, err := store.List(t.Context(), "", "", 1); err != nil {
 		t.Error("list by a SAS that may:", err)
@@ -178,23 +177,6 @@ func testCredentials(t *testing.T, a *azuritetest.Server) {
 	if _, err := byString.Put(t.Context(), "k", nil, backend.Cond{}); err != nil {
 		t.Error("put by a connection string:", err)
 	}
-}
-
-// sign makes a SAS for a container that ends after some time.
-func sign(t *testing.T, name string, may sas.ContainerPermissions, ends time.Duration) string {
-	t.Helper()
-	key, err := container.NewSharedKeyCredential(azuritetest.Account, azuritetest.AccountKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	q, err := sas.BlobSignatureValues{
-		Protocol: sas.ProtocolHTTPSandHTTP, ContainerName: name, StartTime: time.Now().Add(-2 * time.Hour), ExpiryTime: time.Now().Add(ends),
-		Permissions: may.String(),
-	}.SignWithSharedKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return q.Encode()
 }
 
 // signature is the secret part of a SAS.
@@ -213,12 +195,12 @@ func testExpiry(t *testing.T, a *azuritetest.Server) {
 	name := a.Container(t)
 	all := sas.ContainerPermissions{Read: true, Write: true, Create: true, Delete: true, List: true}
 	o := a.Options(name, "p")
-	o.AccountKey, o.SAS = "", sign(t, name, all, -time.Hour)
+	o.AccountKey, o.SAS = "", a.SAS(t, name, all, -time.Hour)
 	expectAuth(t, o, signature(t, o.SAS))
 	asked := 0
 	o.Renew = func(context.Context) (azure.Credentials, error) {
 		asked++
-		return azure.Credentials{SAS: sign(t, name, all, time.Hour)}, nil
+		return azure.Credentials{SAS: a.SAS(t, name, all, time.Hour)}, nil
 	}
 	inner, err := azure.Open(o)
 	if err != nil {
@@ -281,7 +263,7 @@ func testInspect(t *testing.T, a *azuritetest.Server) {
 	if err != nil || slices.ContainsFunc(found, func(f backend.Finding) bool { return f.Dangerous }) || found[len(found)-1].Name != "rules of the account" {
 		t.Errorf("%+v, %v", found, err)
 	}
-	o.AccountKey, o.SAS = "", sign(t, name, sas.ContainerPermissions{Read: true, List: true, Write: true}, time.Hour)
+	o.AccountKey, o.SAS = "", a.SAS(t, name, sas.ContainerPermissions{Read: true, List: true, Write: true}, time.Hour)
 	if store, err = azure.Open(o); err != nil {
 		t.Fatal(err)
 	}
