@@ -149,7 +149,7 @@ func (f *Faulty) Put(ctx context.Context, key string, body []byte, c backend.Con
 		return func() { _, _ = f.inner.Put(context.Background(), key, kept, c) } // nobody hears of it
 	}
 	r := request{op: "put", key: key, conditional: c != backend.Cond{}, later: later}
-	hit, err := f.run(ctx, r, func() (err error) {
+	hit, err := f.serve(ctx, r, func() (err error) {
 		etag, err = f.inner.Put(ctx, key, body, c)
 		return err
 	})
@@ -164,7 +164,7 @@ func (f *Faulty) Put(ctx context.Context, key string, body []byte, c backend.Con
 
 // Get implements backend.Store.
 func (f *Faulty) Get(ctx context.Context, key string, max int64) (body []byte, etag string, err error) {
-	hit, err := f.run(ctx, request{op: "get", key: key}, func() (err error) {
+	hit, err := f.run(ctx, "get", key, nil, func() (err error) {
 		body, etag, err = f.inner.Get(ctx, key, max)
 		return err
 	})
@@ -184,7 +184,7 @@ func (f *Faulty) Get(ctx context.Context, key string, max int64) (body []byte, e
 
 // ReadAt implements backend.Store.
 func (f *Faulty) ReadAt(ctx context.Context, key string, p []byte, off int64) error {
-	hit, err := f.run(ctx, request{op: "read", key: key}, func() error { return f.inner.ReadAt(ctx, key, p, off) })
+	hit, err := f.run(ctx, "read", key, nil, func() error { return f.inner.ReadAt(ctx, key, p, off) })
 	if err != nil {
 		return err
 	}
@@ -203,7 +203,7 @@ func (f *Faulty) ReadAt(ctx context.Context, key string, p []byte, off int64) er
 
 // Stat implements backend.Store.
 func (f *Faulty) Stat(ctx context.Context, key string) (info backend.Info, err error) {
-	_, err = f.run(ctx, request{op: "stat", key: key}, func() (err error) {
+	_, err = f.run(ctx, "stat", key, nil, func() (err error) {
 		info, err = f.inner.Stat(ctx, key)
 		return err
 	})
@@ -218,13 +218,13 @@ func (f *Faulty) Delete(ctx context.Context, key string) error {
 	later := func() func() {
 		return func() { _ = f.inner.Delete(context.Background(), key) } // nobody hears of it
 	}
-	_, err := f.run(ctx, request{op: "delete", key: key, later: later}, func() error { return f.inner.Delete(ctx, key) })
+	_, err := f.run(ctx, "delete", key, later, func() error { return f.inner.Delete(ctx, key) })
 	return err
 }
 
 // List implements backend.Store.
 func (f *Faulty) List(ctx context.Context, prefix, after string, max int) (found []backend.Info, more bool, err error) {
-	_, err = f.run(ctx, request{op: "list", key: prefix}, func() (err error) {
+	_, err = f.run(ctx, "list", prefix, nil, func() (err error) {
 		found, more, err = f.inner.List(ctx, prefix, after, max)
 		return err
 	})
@@ -255,12 +255,17 @@ func (h hit) flip(p []byte) {
 // request is one call. later, of puts and deletes, prepares the call to be made after its caller has gone.
 type request struct {
 	op, key     string
-	conditional bool
 	later       func() func()
+	conditional bool
 }
 
-// run makes one call with whatever is planned for it.
-func (f *Faulty) run(ctx context.Context, r request, call func() error) (hit, error) {
+// run serves a request without a condition.
+func (f *Faulty) run(ctx context.Context, op, key string, later func() func(), call func() error) (hit, error) {
+	return f.serve(ctx, request{op: op, key: key, later: later}, call)
+}
+
+// serve makes one call with whatever is planned for it.
+func (f *Faulty) serve(ctx context.Context, r request, call func() error) (hit, error) {
 	op, key := r.op, r.key
 	if f.Before != nil {
 		if err := f.Before(op, key); err != nil {
