@@ -14,6 +14,12 @@
 // that a network that swallows packets is noticed. Attempts are few: a reader that has k other shards to
 // ask is better served by an error soon.
 //
+// A call that is refused for its credentials makes a store that is a backend.Refresher get them anew, once for all
+// calls refused at that time and at most once in 30 s, and is made once more if they changed.
+//
+// Nothing is asked twice at the same moment: a slow answer is waited for, up to the time-out. What hedging there is
+// is for the reader of segments, with one budget for the pool.
+//
 // Concurrency is the additive-increase, multiplicative-decrease rule of congestion control (Chiu and Jain,
 // 1989), per store: a success while the limit is used up adds a quarter of 1/limit, a throttled call halves
 // it, a failed one takes a fifth, once for all calls that were under way. Waiting reads go before waiting writes; every eighth
@@ -80,12 +86,13 @@ func (o Options) withDefaults() Options {
 
 // Store is a backend.Store that adapts to the one it wraps. Safe for concurrent use.
 type Store struct {
-	inner  backend.Store
-	o      Options
-	gate   *gate
-	pace   *pace
-	health *health
-	stats  *stats
+	inner   backend.Store
+	o       Options
+	gate    *gate
+	pace    *pace
+	health  *health
+	stats   *stats
+	renewal *renewal
 }
 
 var _ backend.Watched = (*Store)(nil)
@@ -93,7 +100,7 @@ var _ backend.Watched = (*Store)(nil)
 // New wraps inner.
 func New(inner backend.Store, o Options) *Store {
 	o = o.withDefaults()
-	s := &Store{inner: inner, o: o, gate: newGate(o.Limits.Concurrency), pace: newPace(o), stats: newStats(o.Prices)}
+	s := &Store{inner: inner, o: o, gate: newGate(o.Limits.Concurrency), pace: newPace(o), stats: newStats(o.Prices), renewal: newRenewal()}
 	s.health = newHealth(func(from, to State, why error) {
 		switch to {
 		case OK:
@@ -129,9 +136,16 @@ type call struct {
 
 // do makes a call, again if need be. f returns how many bytes were carried.
 func (s *Store) do(ctx context.Context, c call, f func(context.Context) (int64, error)) error {
+	renewed := false
 	for attempt := 1; ; attempt++ {
+		seen := s.renewal.changes.Load()
 		err := s.attempt(ctx, c, f)
 		class := backend.ClassOf(err)
+		if class == backend.Auth && !renewed && s.renew(ctx, seen) {
+			renewed = true // what was refused had no effect: a put with a condition may go again, too
+			s.stats.retried(c.op)
+			continue
+		}
 		if class != backend.Transient && class != backend.Throttled || ctx.Err() != nil {
 			return err
 		}

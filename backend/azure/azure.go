@@ -3,9 +3,16 @@
 //
 // What it asks of the service: Put Blob with If-None-Match: * and If-Match decides between rivals; Get
 // Blob with a range; a read after a write sees it; List Blobs is in byte order (accounts with a
-// hierarchical namespace are not). It uses no leases: a lease ends by the service's clock, so a
-// writer that was paused cannot know that it still has one, where a condition on the ETag is decided by the
-// service at the write itself.
+// hierarchical namespace are not, and pool check says so). Lists are flat: no caller asks for folders, and
+// a list by delimiter costs a request for each.
+//
+// Leases. It takes none: a lease ends by the service's clock, so a writer that was paused cannot know that it
+// still has one, where a condition on the ETag is decided by the service at the write itself. A lease that
+// somebody holds on a blob makes puts fail (Permanent, with the reason). Where a lease does serve is on the
+// container: an infinite one, taken by its owner, keeps it from being deleted by mistake, and hinders nothing here.
+//
+// Credentials may be rotated while the store is open: Refresh, which backend/adaptive calls when they are refused.
+// Calls under way end with those they began with. A signature (SAS) is part of every URL, so no error keeps one.
 //
 // Retries. A conditional put is sent once, so that its refusal is never the echo of its own lost
 // success. Everything else is sent up to three times within about a second; longer patience, limits
@@ -19,14 +26,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/url"
 	"strings"
 	"sync"
-	"time"
+	"sync/atomic"
 
-	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
-	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
 
 	"graindisk/backend"
@@ -41,11 +47,9 @@ type Options struct {
 	Endpoint  string // default https://ACCOUNT.blob.core.windows.net; an emulator's has the account in its path
 	CAFile    string // PEM file of certificate authorities, instead of the system's
 
-	// Credentials, at most one of them; without any the SDK's own chain is asked (environment, workload
-	// identity, managed identity, Azure CLI).
-	AccountKey       string // shared key
-	SAS              string // shared access signature: the query, with or without its question mark
-	ConnectionString string
+	Credentials
+	// Renew gets the credentials again for Refresh; nil if they cannot change while the store is open.
+	Renew func(ctx context.Context) (Credentials, error)
 }
 
 func (o Options) validate() error {
@@ -61,14 +65,8 @@ func (o Options) validate() error {
 			errs = append(errs, fmt.Errorf("prefix: %w", err))
 		}
 	}
-	given := 0
-	for _, s := range []string{o.AccountKey, o.SAS, o.ConnectionString} {
-		if s != "" {
-			given++
-		}
-	}
-	if given > 1 {
-		errs = append(errs, errors.New("an account key, a SAS or a connection string: only one of them"))
+	if err := o.Credentials.validate(); err != nil {
+		errs = append(errs, err)
 	}
 	if o.Endpoint != "" {
 		u, err := url.Parse(o.Endpoint)
@@ -84,10 +82,15 @@ func (o Options) validate() error {
 
 // Store is one container, below a prefix.
 type Store struct {
-	client    *container.Client
-	container string
-	prefix    string // "" or ending in a slash
-	name      string
+	o      Options
+	http   *http.Client
+	prefix string // "" or ending in a slash
+	name   string
+
+	refreshing sync.Mutex // held while credentials are had anew
+	session    atomic.Pointer[session]
+	stored     atomic.Bool // a put succeeded
+	versioned  atomic.Bool // and the service said that it made a version
 
 	mu    sync.Mutex
 	pages map[page]string // where the next page of a list begins, as the service said
@@ -101,15 +104,20 @@ func Open(o Options) (*Store, error) {
 	if err := o.validate(); err != nil {
 		return nil, fmt.Errorf("azure: invalid options: %w", err)
 	}
-	s := &Store{container: o.Container, pages: map[page]string{}}
+	s := &Store{o: o, pages: map[page]string{}}
 	var err error
-	if s.client, err = newClient(o); err != nil {
+	if s.http, err = transport.New(transport.Options{CAFile: o.CAFile}); err != nil {
 		return nil, fmt.Errorf("azure: %w", err)
 	}
-	u, err := url.Parse(s.client.URL())
+	first, err := newSession(o, o.Credentials, s.http)
 	if err != nil {
-		return nil, errors.New("azure: the account does not make a URL")
+		return nil, fmt.Errorf("azure: %w", err)
 	}
+	u, err := first.place()
+	if err != nil {
+		return nil, fmt.Errorf("azure: %w", err)
+	}
+	s.session.Store(first)
 	account := o.Account
 	if account == "" {
 		account, _, _ = strings.Cut(u.Host, ".")
@@ -125,47 +133,8 @@ func Open(o Options) (*Store, error) {
 	return s, nil
 }
 
-// newClient signs with whatever credentials o has.
-func newClient(o Options) (*container.Client, error) {
-	client, err := transport.New(transport.Options{CAFile: o.CAFile})
-	if err != nil {
-		return nil, err
-	}
-	co := &container.ClientOptions{ClientOptions: azcore.ClientOptions{
-		Transport: client,
-		Retry:     policy.RetryOptions{MaxRetries: 2, RetryDelay: 200 * time.Millisecond, MaxRetryDelay: 500 * time.Millisecond},
-		Telemetry: policy.TelemetryOptions{Disabled: true},
-	}}
-	if o.ConnectionString != "" {
-		c, err := container.NewClientFromConnectionString(o.ConnectionString, o.Container, co)
-		if err != nil {
-			return nil, errors.New("the connection string cannot be read") // err might repeat it
-		}
-		return c, nil
-	}
-	endpoint := strings.TrimRight(o.Endpoint, "/")
-	if endpoint == "" {
-		endpoint = "https://" + o.Account + ".blob.core.windows.net"
-	}
-	at := endpoint + "/" + o.Container
-	switch {
-	case o.AccountKey != "":
-		key, err := container.NewSharedKeyCredential(o.Account, o.AccountKey)
-		if err != nil {
-			return nil, errors.New("the account key is not base64")
-		}
-		return container.NewClientWithSharedKeyCredential(at, key, co)
-	case o.SAS != "":
-		return container.NewClientWithNoCredential(at+"?"+strings.TrimPrefix(o.SAS, "?"), co)
-	}
-	cred, err := azidentity.NewDefaultAzureCredential(&azidentity.DefaultAzureCredentialOptions{
-		ClientOptions: azcore.ClientOptions{Transport: client},
-	})
-	if err != nil {
-		return nil, fmt.Errorf("no credentials: %w", err)
-	}
-	return container.NewClient(at, taggedCredential{cred}, co)
-}
+// client is the container's, with the credentials of the moment.
+func (s *Store) client() *container.Client { return s.session.Load().container }
 
 // String is "azure://account/container/prefix", and "at endpoint" if it is not Azure's own.
 func (s *Store) String() string { return s.name }
@@ -173,20 +142,4 @@ func (s *Store) String() string { return s.name }
 // once switches the SDK's retries off.
 func once(ctx context.Context) context.Context {
 	return policy.WithRetryOptions(ctx, policy.RetryOptions{MaxRetries: -1})
-}
-
-// taggedCredential lets errors of getting a token be told from those of using it.
-type taggedCredential struct{ azcore.TokenCredential }
-
-type noCredentials struct{ error }
-
-func (e noCredentials) Unwrap() error { return e.error }
-
-// GetToken implements azcore.TokenCredential.
-func (c taggedCredential) GetToken(ctx context.Context, o policy.TokenRequestOptions) (azcore.AccessToken, error) {
-	t, err := c.TokenCredential.GetToken(ctx, o)
-	if err != nil {
-		return t, noCredentials{err}
-	}
-	return t, nil
 }

@@ -2,19 +2,21 @@ package azure_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/streaming"
-	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/lease"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/sas"
 
 	"graindisk/backend"
+	"graindisk/backend/adaptive"
 	"graindisk/backend/azure"
 	"graindisk/backend/backendtest"
 	"graindisk/backend/backendtest/azuritetest"
@@ -34,6 +36,9 @@ func TestAzurite(t *testing.T) {
 	t.Run("wrong credentials", func(t *testing.T) { testCredentials(t, a) })
 	t.Run("missing container", func(t *testing.T) { testNoContainer(t, a) })
 	t.Run("leased blob", func(t *testing.T) { testLease(t, a) })
+	t.Run("leased container", func(t *testing.T) { testLeasedContainer(t, a) })
+	t.Run("a signature ends", func(t *testing.T) { testExpiry(t, a) })
+	t.Run("settings", func(t *testing.T) { testInspect(t, a) })
 }
 
 func testOtherReads(t *testing.T, a *azuritetest.Server) {
@@ -158,20 +163,9 @@ func testCredentials(t *testing.T, a *azuritetest.Server) {
 	o.AccountKey = "c2VjcmV0LW9mLWEtd3JvbmcgYWNjb3VudA=="
 	expectAuth(t, o, o.AccountKey)
 
-	key, err := container.NewSharedKeyCredential(azuritetest.Account, azuritetest.AccountKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	read, err := sas.BlobSignatureValues{
-		Protocol: sas.ProtocolHTTPSandHTTP, ContainerName: name, StartTime: time.Now().Add(-time.Minute), ExpiryTime: time.Now().Add(time.Hour),
-		Permissions: (&sas.ContainerPermissions{Read: true, List: true}).String(),
-	}.SignWithSharedKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
 	o = a.Options(name, "")
-	o.AccountKey, o.SAS = "", read.Encode()
-	store := expectAuth(t, o, read.Signature())
+	o.AccountKey, o.SAS = "", a.SAS(t, name, sas.ContainerPermissions{Read: true, List: true}, time.Hour)
+	store := expectAuth(t, o, signature(t, o.SAS))
 	if _, _, err := store.List(t.Context(), "", "", 1); err != nil {
 		t.Error("list by a SAS that may:", err)
 	}
@@ -182,6 +176,101 @@ func testCredentials(t *testing.T, a *azuritetest.Server) {
 	}
 	if _, err := byString.Put(t.Context(), "k", nil, backend.Cond{}); err != nil {
 		t.Error("put by a connection string:", err)
+	}
+}
+
+// signature is the secret part of a SAS.
+func signature(t *testing.T, query string) string {
+	t.Helper()
+	q, err := url.ParseQuery(query)
+	if err != nil || q.Get("sig") == "" {
+		t.Fatalf("no signature in the SAS: %v", err)
+	}
+	return q.Get("sig")
+}
+
+// testExpiry has a signature that has ended, and a new one where it came from: a caller of the adaptive store does
+// not notice.
+func testExpiry(t *testing.T, a *azuritetest.Server) {
+	name := a.Container(t)
+	all := sas.ContainerPermissions{Read: true, Write: true, Create: true, Delete: true, List: true}
+	o := a.Options(name, "p")
+	o.AccountKey, o.SAS = "", a.SAS(t, name, all, -time.Hour)
+	expectAuth(t, o, signature(t, o.SAS))
+	asked := 0
+	o.Renew = func(context.Context) (azure.Credentials, error) {
+		asked++
+		return azure.Credentials{SAS: a.SAS(t, name, all, time.Hour)}, nil
+	}
+	inner, err := azure.Open(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := adaptive.New(inner, adaptive.Options{})
+	if _, err := store.Put(t.Context(), "k", []byte("body"), backend.Cond{Absent: true}); err != nil {
+		t.Error("put by a signature that has ended, with a new one at hand:", err)
+	}
+	if body, _, err := store.Get(t.Context(), "k", 10); err != nil || string(body) != "body" {
+		t.Errorf("get: %q, %v", body, err)
+	}
+	if asked != 1 {
+		t.Errorf("a new signature was asked for %d times", asked)
+	}
+}
+
+// testLeasedContainer works in a container that its owner protects from being deleted.
+func testLeasedContainer(t *testing.T, a *azuritetest.Server) {
+	name := a.Container(t)
+	l, err := lease.NewContainerClient(a.Client(t, name), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.AcquireLease(t.Context(), -1, nil); err != nil {
+		t.Fatal(err)
+	}
+	store := a.Store(t, name, "p")
+	etag, err := store.Put(t.Context(), "k", []byte("1"), backend.Cond{Absent: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.Put(t.Context(), "k", []byte("2"), backend.Cond{Match: etag}); err != nil {
+		t.Error(err)
+	}
+	if err := store.Delete(t.Context(), "k"); err != nil {
+		t.Error(err)
+	}
+	if _, err := a.Client(t, name).Delete(t.Context(), nil); err == nil {
+		t.Error("the container was deleted in spite of the lease")
+	}
+	found, err := store.Inspect(t.Context())
+	if err != nil || !slices.ContainsFunc(found, func(f backend.Finding) bool { return f.Name == "lease" && !f.Dangerous }) {
+		t.Errorf("no word of the lease: %+v, %v", found, err)
+	}
+}
+
+// testInspect expects nothing but what cannot be seen of a plain account, and that a signature is looked at.
+func testInspect(t *testing.T, a *azuritetest.Server) {
+	name := a.Container(t)
+	o := a.Options(name, "p")
+	store, err := azure.Open(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.Put(t.Context(), "k", nil, backend.Cond{}); err != nil {
+		t.Fatal(err)
+	}
+	found, err := store.Inspect(t.Context())
+	if err != nil || slices.ContainsFunc(found, func(f backend.Finding) bool { return f.Dangerous }) || found[len(found)-1].Name != "rules of the account" {
+		t.Errorf("%+v, %v", found, err)
+	}
+	o.AccountKey, o.SAS = "", a.SAS(t, name, sas.ContainerPermissions{Read: true, List: true, Write: true}, time.Hour)
+	if store, err = azure.Open(o); err != nil {
+		t.Fatal(err)
+	}
+	found, err = store.Inspect(t.Context())
+	text := fmt.Sprintf("%+v", found)
+	if err != nil || !strings.Contains(text, `lacks "d"`) || !strings.Contains(text, "it ends at ") || strings.Contains(text, signature(t, o.SAS)) {
+		t.Errorf("%s, %v", text, err)
 	}
 }
 

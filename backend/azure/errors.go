@@ -26,7 +26,7 @@ func (s *Store) fail(ctx context.Context, op, key string, err error) error {
 		cause = context.Cause(ctx)
 	}
 	if bloberror.HasCode(err, bloberror.ContainerNotFound) {
-		cause = fmt.Errorf("container %q does not exist; create it", s.container)
+		cause = fmt.Errorf("container %q does not exist; create it", s.o.Container)
 	}
 	return &backend.Error{Op: op, Store: s.name, Key: key, Class: class, Err: cause}
 }

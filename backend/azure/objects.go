@@ -42,10 +42,12 @@ func (s *Store) Put(ctx context.Context, key string, body []byte, c backend.Cond
 		o.AccessConditions = &blob.AccessConditions{ModifiedAccessConditions: cond}
 		sctx = once(ctx)
 	}
-	out, err := s.client.NewBlockBlobClient(s.full(key)).Upload(sctx, streaming.NopCloser(bytes.NewReader(body)), o)
+	out, err := s.client().NewBlockBlobClient(s.full(key)).Upload(sctx, streaming.NopCloser(bytes.NewReader(body)), o)
 	if err != nil {
 		return "", s.fail(ctx, "put", key, err)
 	}
+	s.stored.Store(true)
+	s.versioned.Store(deref(out.VersionID) != "")
 	return etag(out.ETag), nil
 }
 
@@ -54,7 +56,7 @@ func (s *Store) Get(ctx context.Context, key string, max int64) ([]byte, string,
 	if err := s.begin(ctx, "get", key); err != nil {
 		return nil, "", err
 	}
-	out, err := s.client.NewBlobClient(s.full(key)).DownloadStream(ctx, nil)
+	out, err := s.client().NewBlobClient(s.full(key)).DownloadStream(ctx, nil)
 	if err != nil {
 		return nil, "", s.fail(ctx, "get", key, err)
 	}
@@ -89,7 +91,7 @@ func (s *Store) ReadAt(ctx context.Context, key string, p []byte, off int64) err
 	if len(p) == 0 {
 		return nil
 	}
-	out, err := s.client.NewBlobClient(s.full(key)).DownloadStream(ctx, &blob.DownloadStreamOptions{
+	out, err := s.client().NewBlobClient(s.full(key)).DownloadStream(ctx, &blob.DownloadStreamOptions{
 		Range: blob.HTTPRange{Offset: off, Count: int64(len(p))},
 	})
 	if err != nil {
@@ -110,7 +112,7 @@ func (s *Store) Stat(ctx context.Context, key string) (backend.Info, error) {
 	if err := s.begin(ctx, "stat", key); err != nil {
 		return backend.Info{}, err
 	}
-	out, err := s.client.NewBlobClient(s.full(key)).GetProperties(ctx, nil)
+	out, err := s.client().NewBlobClient(s.full(key)).GetProperties(ctx, nil)
 	if err != nil {
 		return backend.Info{}, s.fail(ctx, "stat", key, err)
 	}
@@ -122,7 +124,7 @@ func (s *Store) Delete(ctx context.Context, key string) error {
 	if err := s.begin(ctx, "delete", key); err != nil {
 		return err
 	}
-	_, err := s.client.NewBlobClient(s.full(key)).Delete(ctx, nil)
+	_, err := s.client().NewBlobClient(s.full(key)).Delete(ctx, nil)
 	if bloberror.HasCode(err, bloberror.BlobNotFound) {
 		return nil
 	}
@@ -148,7 +150,7 @@ func (s *Store) List(ctx context.Context, prefix, after string, max int) ([]back
 		o.StartFrom = to.Ptr(s.full(after))
 	}
 	var found []backend.Info
-	for pager := s.client.NewListBlobsFlatPager(o); ; {
+	for pager := s.client().NewListBlobsFlatPager(o); ; {
 		out, err := pager.NextPage(ctx)
 		if err != nil {
 			return nil, false, s.fail(ctx, "list", prefix, err)

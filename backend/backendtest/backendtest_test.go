@@ -95,6 +95,7 @@ func TestFaultBeforeAndAfterTheEffect(t *testing.T) {
 		{Throttled, backend.Throttled, false},
 		{LostReply, backend.Transient, true},
 		{Late, backend.Transient, false},
+		{Echo, backend.Precondition, true},
 	} {
 		m := NewMemory("memory")
 		f := NewFaulty(m, 1)
@@ -146,6 +147,29 @@ func TestLateCallsTakeEffectWithinTheirBound(t *testing.T) {
 	}
 }
 
+// TestTwiceArrivesAgain has a put arrive after what it stored was deleted, and one that must not.
+func TestTwiceArrivesAgain(t *testing.T) {
+	m := NewMemory("memory")
+	f := NewFaulty(m, 1)
+	f.Inject("put", 1, Twice)
+	put(t, f, "k", []byte("one"), backend.Cond{Absent: true})
+	if err := m.Delete(t.Context(), "k"); err != nil {
+		t.Fatal(err)
+	}
+	f.Settle()
+	expect(t, f, "k", []byte("one"))
+	f.Inject("put", 1, Twice)
+	etag := put(t, f, "k", []byte("two"), backend.Cond{})
+	put(t, m, "k", []byte("three"), backend.Cond{Match: etag})
+	f.Settle()
+	expect(t, f, "k", []byte("two"))
+	f.Inject("put", 1, Echo) // has no condition to be refused by
+	put(t, f, "k", []byte("four"), backend.Cond{})
+	if n := f.Injected()[Echo]; n != 0 {
+		t.Errorf("%d echoes", n)
+	}
+}
+
 func TestDamagedReads(t *testing.T) {
 	want := Body(1, 1000)
 	for seed := range uint64(50) {
@@ -169,6 +193,11 @@ func TestDamagedReads(t *testing.T) {
 		}
 		f.Inject("read", 1, Truncated)
 		expectClass(t, f.ReadAt(t.Context(), "k", p, 500), backend.Short)
+		f.Inject("read", 1, Reset)
+		expectClass(t, f.ReadAt(t.Context(), "k", p, 500), backend.Transient)
+		f.Inject("get", 1, Reset)
+		_, _, err = f.Get(t.Context(), "k", 1000)
+		expectClass(t, err, backend.Transient)
 		expect(t, f, "k", want) // the store itself is sound
 	}
 }
@@ -238,7 +267,8 @@ func TestSameSeedSameFaults(t *testing.T) {
 	run := func(seed uint64) (trace string, injected map[Fault]int) {
 		m := NewMemory("memory")
 		f := NewFaulty(m, seed)
-		f.SetRates(Rates{Refused: .1, Throttled: .1, LostReply: .1, Late: .1, Delayed: .1, Truncated: .1, Flipped: .1})
+		f.SetRates(Rates{Refused: .1, Throttled: .1, LostReply: .1, Late: .1, Delayed: .1, Truncated: .05, Flipped: .05,
+			Reset: .05, Twice: .05, Echo: .05})
 		for i := range 300 {
 			key := fmt.Sprintf("k%d", i%7)
 			_, err := f.Put(t.Context(), key, Body(uint64(i), 100), backend.Cond{Absent: i%3 == 0})

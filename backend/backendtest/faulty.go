@@ -25,6 +25,9 @@ const (
 	Delayed         // the Delay hook is called first
 	Truncated       // get: part of the body and no error; read: Short
 	Flipped         // get, read: one bit is wrong, and no error
+	Reset           // get, read: Transient after part of the body has come
+	Twice           // put and delete: it arrives once more, some calls later, and nobody hears of that
+	Echo            // put with a condition: it takes effect, and the answer is that of a second one: Precondition
 	faults          // how many there are
 )
 
@@ -32,6 +35,7 @@ const (
 func (f Fault) String() string {
 	names := [faults]string{
 		"none", "refused", "throttled", "lost reply", "late", "delayed", "truncated", "flipped",
+		"reset", "twice", "echo",
 	}
 	if f < faults {
 		return names[f]
@@ -39,7 +43,7 @@ func (f Fault) String() string {
 	return fmt.Sprintf("fault %d", uint8(f))
 }
 
-// lateMax is how many calls later a Late one takes effect, at most.
+// lateMax is how many calls later a Late one takes effect, at most, and the second of a Twice.
 const lateMax = 8
 
 // Rates are the probabilities of faults in each call, in [0, 1], together at most 1.
@@ -144,10 +148,14 @@ func (f *Faulty) Put(ctx context.Context, key string, body []byte, c backend.Con
 		kept := bytes.Clone(body)
 		return func() { _, _ = f.inner.Put(context.Background(), key, kept, c) } // nobody hears of it
 	}
-	_, err = f.run(ctx, "put", key, later, func() (err error) {
+	r := request{op: "put", key: key, conditional: c != backend.Cond{}, later: later}
+	hit, err := f.serve(ctx, r, func() (err error) {
 		etag, err = f.inner.Put(ctx, key, body, c)
 		return err
 	})
+	if err == nil && hit.fault == Echo {
+		err = f.fail("put", key, backend.Precondition, Echo)
+	}
 	if err != nil {
 		return "", err
 	}
@@ -168,6 +176,8 @@ func (f *Faulty) Get(ctx context.Context, key string, max int64) (body []byte, e
 		body = body[:hit.pick(len(body))]
 	case Flipped:
 		hit.flip(body)
+	case Reset:
+		return nil, "", f.fail("get", key, backend.Transient, Reset)
 	}
 	return body, etag, nil
 }
@@ -182,6 +192,9 @@ func (f *Faulty) ReadAt(ctx context.Context, key string, p []byte, off int64) er
 	case Truncated:
 		clear(p[hit.pick(len(p)):])
 		return f.fail("read", key, backend.Short, Truncated)
+	case Reset:
+		clear(p[hit.pick(len(p)):])
+		return f.fail("read", key, backend.Transient, Reset)
 	case Flipped:
 		hit.flip(p)
 	}
@@ -239,15 +252,27 @@ func (h hit) flip(p []byte) {
 	}
 }
 
-// run makes one call with whatever is planned for it. Later, where it is not nil, prepares the call
-// to be made after its caller has gone.
+// request is one call. later, of puts and deletes, prepares the call to be made after its caller has gone.
+type request struct {
+	op, key     string
+	later       func() func()
+	conditional bool
+}
+
+// run serves a request without a condition.
 func (f *Faulty) run(ctx context.Context, op, key string, later func() func(), call func() error) (hit, error) {
+	return f.serve(ctx, request{op: op, key: key, later: later}, call)
+}
+
+// serve makes one call with whatever is planned for it.
+func (f *Faulty) serve(ctx context.Context, r request, call func() error) (hit, error) {
+	op, key := r.op, r.key
 	if f.Before != nil {
 		if err := f.Before(op, key); err != nil {
 			return hit{}, err
 		}
 	}
-	h, due := f.next(op, later)
+	h, due := f.next(r)
 	for _, l := range due {
 		l.do()
 	}
@@ -272,12 +297,12 @@ func (f *Faulty) run(ctx context.Context, op, key string, later func() func(), c
 }
 
 // next counts a call, decides on its fault, and takes out the late calls whose time has come.
-func (f *Faulty) next(op string, later func() func()) (hit, []lateCall) {
+func (f *Faulty) next(r request) (hit, []lateCall) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.calls[op]++
+	f.calls[r.op]++
 	h := hit{fault: f.drawLocked(), place: f.rng.Uint64()} // drawn even when not used: the order decides alone
-	f.plannedLocked(op, &h)
+	f.plannedLocked(r.op, &h)
 	if f.offline {
 		h.fault = Refused
 		f.injected[h.fault]++
@@ -292,11 +317,11 @@ func (f *Faulty) next(op string, later func() func()) (hit, []lateCall) {
 		}
 	}
 	f.late = waiting
-	if !h.fault.befalls(op) {
+	if !h.fault.befalls(r) {
 		h.fault = None
 	}
-	if h.fault == Late {
-		f.late = append(f.late, lateCall{after: h.pick(lateMax), do: later()})
+	if h.fault == Late || h.fault == Twice {
+		f.late = append(f.late, lateCall{after: h.pick(lateMax), do: r.later()})
 	}
 	if h.fault != None {
 		f.injected[h.fault]++
@@ -332,12 +357,14 @@ func (f *Faulty) plannedLocked(op string, h *hit) {
 	f.planned = rest
 }
 
-func (f Fault) befalls(op string) bool {
+func (f Fault) befalls(r request) bool {
 	switch f {
-	case Late:
-		return op == "put" || op == "delete"
-	case Truncated, Flipped:
-		return op == "get" || op == "read"
+	case Late, Twice:
+		return r.later != nil
+	case Truncated, Flipped, Reset:
+		return r.op == "get" || r.op == "read"
+	case Echo:
+		return r.conditional
 	}
 	return true
 }

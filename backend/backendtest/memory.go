@@ -1,8 +1,15 @@
 // Package backendtest holds what tests of and above the back ends need: Run, the conformance suite
-// that every driver passes; Memory, a Store in memory; and Faulty, a Store around another one whose
-// calls fail by plan. The real MinIO for tests is in miniotest.
+// that every driver passes; Memory, a Store in memory; Faulty, a Store around another one whose
+// calls fail by plan; and Slow, one whose calls take time. The real servers for tests are in miniotest and
+// azuritetest. What may befall a call:
 //
-// Nothing here sleeps or reads the clock. Given the same seed and the same order of calls, Memory and
+//	error on the i-th call   Inject(op, i, Refused or Throttled)     lost reply after effect   LostReply
+//	delay, bandwidth         Delayed, Slow                           duplicate delivery        Twice
+//	reset mid-body           Reset                                   412 after success         Echo
+//	truncated body           Truncated                               stale list                Memory.SetListLag
+//	flipped bit              Flipped                                 effect after the error    Late
+//
+// Nothing here but Slow sleeps or reads the clock. Given the same seed and the same order of calls, Memory and
 // Faulty do the same again.
 package backendtest
 

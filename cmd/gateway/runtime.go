@@ -176,14 +176,19 @@ func openStore(ctx context.Context, t config.Target, makeDir bool, log *slog.Log
 		return s, nil
 	}
 	if a := t.Azure; a != nil {
-		cred, err := a.Credentials()
-		if err != nil {
+		o := azure.Options{Account: a.Account, Container: a.Container, Prefix: a.Prefix, Endpoint: a.Endpoint, CAFile: a.CAFile}
+		read := func(context.Context) (azure.Credentials, error) {
+			c, err := a.Credentials()
+			return azure.Credentials{AccountKey: string(c.AccountKey), SAS: string(c.SAS), ConnectionString: string(c.ConnectionString)}, err
+		}
+		var err error
+		if o.Credentials, err = read(ctx); err != nil {
 			return nil, err
 		}
-		return azure.Open(azure.Options{
-			Account: a.Account, Container: a.Container, Prefix: a.Prefix, Endpoint: a.Endpoint, CAFile: a.CAFile,
-			AccountKey: string(cred.AccountKey), SAS: string(cred.SAS), ConnectionString: string(cred.ConnectionString),
-		})
+		if a.CredentialsFile != "" {
+			o.Renew = read
+		}
+		return azure.Open(o)
 	}
 	cred, err := t.S3.Credentials()
 	if err != nil {

@@ -5,10 +5,14 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/sas"
 
 	"graindisk/backend/backendtest/azuritetest"
 	"graindisk/backend/backendtest/miniotest"
@@ -16,16 +20,24 @@ import (
 	"graindisk/test/harness"
 )
 
-// TestSecretsStaySecret runs a gateway on an S3 bucket and an Azure container, whose keys are in its
-// configuration, and looks for them in all that it says: log, status, metrics, configuration, errors of a store
+// TestSecretsStaySecret runs a gateway on an S3 bucket and two Azure containers, one by key and one by a signature
+// that is part of every URL, all in its configuration, and looks for them in all that it says: log, status, metrics, configuration, errors of a store
 // that goes away, arguments of the process, and what it keeps on disk.
 func TestSecretsStaySecret(t *testing.T) {
 	m, a := miniotest.Start(t), azuritetest.Start(t)
-	secrets := []string{miniotest.SecretKey, azuritetest.AccountKey, azuritetest.AccountKey[:40]}
+	signed := a.Container(t)
+	query := a.SAS(t, signed, sas.ContainerPermissions{Read: true, Write: true, Create: true, Delete: true, List: true}, time.Hour)
+	values, err := url.ParseQuery(query)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sig := values.Get("sig")
+	secrets := []string{miniotest.SecretKey, azuritetest.AccountKey, azuritetest.AccountKey[:40], sig, url.QueryEscape(sig), sig[:12]}
 	p := newPlace(t)
 	p.targets = append(p.targets[:1], bucketTarget(m.Endpoint, m.Bucket(t), miniotest.SecretKey), fmt.Sprintf(
 		"{name: blob, azure: {endpoint: %q, account: %s, container: %s, account_key: %q}}",
-		a.Endpoint, azuritetest.Account, a.Container(t), azuritetest.AccountKey))
+		a.Endpoint, azuritetest.Account, a.Container(t), azuritetest.AccountKey), fmt.Sprintf(
+		"{name: signed, azure: {endpoint: %q, account: %s, container: %s, sas: %q}}", a.Endpoint, azuritetest.Account, signed, query))
 	metrics := servertest.FreeAddress(t)
 	p.configure(fmt.Sprintf("listen: {nbd: [%q], metrics: %q}", "unix://"+p.path("nbd.sock"), metrics))
 	p.create()
@@ -40,6 +52,9 @@ func TestSecretsStaySecret(t *testing.T) {
 	run("config", "show")
 	run("config", "check", "--json")
 	run("pool", "check", "--json")
+	if !strings.Contains(said["pool check --json"], "it ends at ") {
+		t.Error("pool check says nothing of the signature")
+	}
 	run("pool", "status", "--json")
 	for _, file := range []string{"cmdline", "environ"} {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, file))

@@ -1,25 +1,41 @@
 package faults
 
 import (
+	"bytes"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 )
 
-// The share of requests that each fault befalls.
-const (
-	busyShare  = 0.05 // 503, and nothing happened
-	lostShare  = 0.02 // 500, after the effect
-	cutShare   = 0.02 // half a body
-	resetShare = 0.01 // connection reset before an answer
-)
+// deck is what befalls each hundred requests, in random order.
+var deck = map[string]int{
+	"busy":  5, // 503, and nothing happened
+	"lost":  2, // 500, after the effect
+	"cut":   2, // half a body, and the connection ends
+	"reset": 1, // connection reset before an answer
+	"twice": 2, // delivered twice, and answered the second time: a put that wants a name for itself finds its own object
+}
+
+// fits tells whether a fault can befall a request of that method; if not, it waits for one.
+func fits(fault, method string) bool {
+	switch fault {
+	case "cut":
+		return method == http.MethodGet
+	case "twice":
+		return method == http.MethodPut
+	}
+	return true
+}
 
 // handler passes requests on to a store and lets some go wrong. Safe for concurrent use.
 type handler struct {
@@ -28,6 +44,8 @@ type handler struct {
 	mu     sync.Mutex
 	rng    *rand.Rand
 	calm   bool // no faults
+	cards  []string
+	owed   []string // faults that had no request which they fit
 	hit    map[string]int
 	asked  int
 	sent   int64            // bytes of bodies put, again and again
@@ -40,6 +58,7 @@ func newHandler(t *testing.T, store string, seed uint64) *handler {
 	if err != nil {
 		t.Fatal(err)
 	}
+	u.Path = "" // an emulator's has the account in it, as has the request
 	return &handler{
 		proxy: &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(u)
@@ -57,21 +76,30 @@ func (h *handler) draw(method string) string {
 	if h.calm {
 		return ""
 	}
-	x := h.rng.Float64()
-	for _, f := range []struct {
-		name  string
-		share float64
-		fits  bool
-	}{{"busy", busyShare, true}, {"lost", lostShare, true}, {"cut", cutShare, method == http.MethodGet}, {"reset", resetShare, true}} {
-		if x -= f.share; x < 0 {
-			if !f.fits {
-				return ""
+	if len(h.cards) == 0 {
+		h.cards = make([]string, 100)
+		n := 0
+		for _, fault := range slices.Sorted(maps.Keys(deck)) {
+			for range deck[fault] {
+				h.cards[n] = fault
+				n++
 			}
-			h.hit[f.name]++
-			return f.name
 		}
+		h.rng.Shuffle(len(h.cards), func(i, j int) { h.cards[i], h.cards[j] = h.cards[j], h.cards[i] })
 	}
-	return ""
+	fault := h.cards[0]
+	h.cards = h.cards[1:]
+	if fault != "" && !fits(fault, method) {
+		h.owed, fault = append(h.owed, fault), ""
+	}
+	if i := slices.IndexFunc(h.owed, func(f string) bool { return fits(f, method) }); fault == "" && i >= 0 {
+		fault = h.owed[i]
+		h.owed = slices.Delete(h.owed, i, i+1)
+	}
+	if fault != "" {
+		h.hit[fault]++
+	}
+	return fault
 }
 
 // ServeHTTP implements http.Handler.
@@ -79,6 +107,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch h.draw(r.Method) {
 	case "busy":
 		w.Header().Set("Content-Type", "application/xml")
+		w.Header().Set("x-ms-error-code", "ServerBusy") // Azure's word for it; S3's is in the body
 		w.WriteHeader(http.StatusServiceUnavailable)
 		fmt.Fprint(w, `<?xml version="1.0"?><Error><Code>SlowDown</Code><Message>reduce your request rate</Message></Error>`)
 	case "lost":
@@ -93,9 +122,24 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			_ = conn.(*net.TCPConn).SetLinger(0)
 			_ = conn.Close()
 		}
+	case "twice":
+		h.passTwice(w, r)
 	default:
 		h.pass(w, r)
 	}
+}
+
+// passTwice delivers a put again once it has been answered, as a proxy does whose answer got lost.
+func (h *handler) passTwice(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		panic(http.ErrAbortHandler)
+	}
+	first := r.Clone(r.Context())
+	first.Body = io.NopCloser(bytes.NewReader(body))
+	h.proxy.ServeHTTP(&silent{header: http.Header{}}, first)
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	h.pass(w, r)
 }
 
 // pass hands a request on, counting what is put.
@@ -107,21 +151,22 @@ func (h *handler) pass(w http.ResponseWriter, r *http.Request) {
 			h.mu.Lock()
 			defer h.mu.Unlock()
 			h.sent += body.n
-			h.stored[r.URL.Path] = max(h.stored[r.URL.Path], r.ContentLength)
+			if body.n == r.ContentLength {
+				h.stored[r.URL.Path] = max(h.stored[r.URL.Path], body.n)
+			}
 		}()
 	}
 	h.proxy.ServeHTTP(w, r)
 }
 
-// amplification is how many bytes were put for each byte stored. Objects that change are few and small.
-func (h *handler) amplification() float64 {
+// volume is how many bytes were put, and how many of them are stored. Objects that change are few and small.
+func (h *handler) volume() (sent, stored int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	var sum int64
 	for _, n := range h.stored {
-		sum += n
+		stored += n
 	}
-	return float64(h.sent) / float64(max(sum, 1))
+	return h.sent, stored
 }
 
 func (h *handler) setCalm(calm bool) {
@@ -133,13 +178,18 @@ func (h *handler) setCalm(calm bool) {
 func (h *handler) String() string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return fmt.Sprintf("%d requests, of them %d busy, %d lost, %d cut short, %d reset", h.asked, h.hit["busy"], h.hit["lost"], h.hit["cut"], h.hit["reset"])
+	text := fmt.Sprintf("%d requests, of them", h.asked)
+	for _, fault := range slices.Sorted(maps.Keys(deck)) {
+		text += fmt.Sprintf(" %d %s,", h.hit[fault], fault)
+	}
+	return strings.TrimSuffix(text, ",")
 }
 
-func (h *handler) all() int {
+// all tells whether every fault was met.
+func (h *handler) all() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return min(h.hit["busy"], h.hit["lost"], h.hit["cut"], h.hit["reset"])
+	return len(h.hit) == len(deck)
 }
 
 type counted struct {

@@ -11,8 +11,10 @@ import (
 	"path/filepath"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/sas"
 
 	"graindisk/backend/azure"
 	"graindisk/backend/backendtest/servertest"
@@ -101,9 +103,26 @@ func (s *Server) Client(t testing.TB, name string) *container.Client {
 	return c
 }
 
+// SAS makes a signature for a container that allows what may says and ends after some time, which may be past.
+func (s *Server) SAS(t testing.TB, name string, may sas.ContainerPermissions, ends time.Duration) string {
+	t.Helper()
+	key, err := container.NewSharedKeyCredential(Account, AccountKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q, err := sas.BlobSignatureValues{
+		Protocol: sas.ProtocolHTTPSandHTTP, ContainerName: name, StartTime: time.Now().Add(-2 * time.Hour), ExpiryTime: time.Now().Add(ends),
+		Permissions: may.String(),
+	}.SignWithSharedKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return q.Encode()
+}
+
 // Options are those of the azure driver for a container of this server.
 func (s *Server) Options(name, prefix string) azure.Options {
-	return azure.Options{Account: Account, Container: name, Prefix: prefix, Endpoint: s.Endpoint, AccountKey: AccountKey}
+	return azure.Options{Account: Account, Container: name, Prefix: prefix, Endpoint: s.Endpoint, Credentials: azure.Credentials{AccountKey: AccountKey}}
 }
 
 // Store opens a container of this server.
