@@ -46,6 +46,9 @@ func classify(err error) (backend.Class, error) {
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return backend.Transient, err
 	case errors.As(err, &noCreds):
+		if class, cause := classifySTS(noCreds.error); class != 0 {
+			return class, cause
+		}
 		return backend.Auth, fmt.Errorf("no credentials: %w", noCreds.error)
 	case errors.As(err, &cert):
 		return backend.Permanent, cert
@@ -70,6 +73,20 @@ func classify(err error) (backend.Class, error) {
 		return classOf(code, status), fmt.Errorf("%s (HTTP %d)", code, status)
 	}
 	return classOf(code, status), fmt.Errorf("%s: %s (HTTP %d)", code, message, status)
+}
+
+// classifySTS judges an answer of the service that gives roles: that it is away says nothing about the
+// credentials. It returns 0 for other errors, and for a refusal.
+func classifySTS(err error) (backend.Class, error) {
+	var op *smithy.OperationError
+	if !errors.As(err, &op) || op.Service() != "STS" {
+		return 0, nil
+	}
+	class, cause := classify(op.Err)
+	if class != backend.Transient && class != backend.Throttled {
+		return 0, nil
+	}
+	return class, fmt.Errorf("assume the role: %w", cause)
 }
 
 // innermost drops the SDK's own wrappers, which repeat the operation, from an error of the network.

@@ -19,6 +19,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/http"
 	"net/url"
 	"time"
 
@@ -26,8 +28,6 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws/ratelimit"
 	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
-	"github.com/aws/aws-sdk-go-v2/config"
-	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 
 	"graindisk/backend"
@@ -43,10 +43,27 @@ type Options struct {
 	PathStyle bool   // bucket in the path and not in the host name; most other servers want it
 	CAFile    string // PEM file of certificate authorities, instead of the system's
 
-	// Credentials; without them the SDK's own chain is asked (environment, shared files, instance role).
+	// Credentials: the keys, or Keys, or what the SDK's own chain finds (environment, shared files, web
+	// identity, instance role), which is told to look for Profile if that is set.
 	AccessKey    string
 	SecretKey    string
 	SessionToken string // for temporary keys
+	// Keys is asked instead, and again after a minute, for keys that are rotated where they lie.
+	Keys func(ctx context.Context) (Keys, error)
+	// Profile is one of the shared files, with all that it may say: keys, a role and its source, a process,
+	// single sign-on. ConfigFile and CredentialsFile are read instead of ~/.aws/config and ~/.aws/credentials.
+	Profile         string
+	ConfigFile      string
+	CredentialsFile string
+
+	// RoleARN is a role that these credentials assume; its own are asked for anew before they expire.
+	RoleARN     string
+	ExternalID  string // what the role's owner wants to hear, if anything
+	SessionName string // how the session is called in the owner's audit log; default "graindisk"
+	STSEndpoint string // of the service that gives roles; default Amazon's for the region
+
+	// Dial, if set, makes the connections instead of the system's resolver and dialler.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 func (o Options) validate() error {
@@ -62,16 +79,37 @@ func (o Options) validate() error {
 	if (o.AccessKey == "") != (o.SecretKey == "") {
 		errs = append(errs, errors.New("an access key and a secret key are needed, or neither"))
 	}
-	if o.Endpoint != "" {
-		u, err := url.Parse(o.Endpoint)
-		switch {
-		case err != nil:
-			errs = append(errs, errors.New("endpoint is not a URL")) // err might repeat a password
-		case u.Scheme != "http" && u.Scheme != "https", u.Host == "", u.User != nil, u.RawQuery != "":
-			errs = append(errs, fmt.Errorf("endpoint %s: want http://host[:port] or https://host[:port]", u.Redacted()))
+	if places := count(o.AccessKey != "", o.Keys != nil, o.Profile != ""); places > 1 {
+		errs = append(errs, errors.New("credentials from several places"))
+	}
+	if o.RoleARN == "" && (o.ExternalID != "" || o.SessionName != "" || o.STSEndpoint != "") {
+		errs = append(errs, errors.New("an external id, a session name or an STS endpoint is for a role, and there is none"))
+	}
+	errs = append(errs, checkEndpoint("endpoint", o.Endpoint), checkEndpoint("STS endpoint", o.STSEndpoint))
+	return errors.Join(errs...)
+}
+
+func count(conds ...bool) (n int) {
+	for _, c := range conds {
+		if c {
+			n++
 		}
 	}
-	return errors.Join(errs...)
+	return n
+}
+
+func checkEndpoint(what, endpoint string) error {
+	if endpoint == "" {
+		return nil
+	}
+	u, err := url.Parse(endpoint)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%s is not a URL", what) // err might repeat a password
+	case u.Scheme != "http" && u.Scheme != "https", u.Host == "", u.User != nil, u.RawQuery != "":
+		return fmt.Errorf("%s %s: want http://host[:port] or https://host[:port]", what, u.Redacted())
+	}
+	return nil
 }
 
 // Store is one bucket, below a prefix.
@@ -90,30 +128,15 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err := o.validate(); err != nil {
 		return nil, fmt.Errorf("s3: invalid options: %w", err)
 	}
-	region, creds := o.Region, aws.CredentialsProvider(
-		credentials.NewStaticCredentialsProvider(o.AccessKey, o.SecretKey, o.SessionToken))
-	if o.AccessKey == "" || region == "" && o.Endpoint == "" {
-		chain, err := config.LoadDefaultConfig(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("s3: read the AWS configuration: %w", err)
-		}
-		if o.AccessKey == "" {
-			creds = chain.Credentials
-		}
-		if region == "" {
-			region = chain.Region
-		}
-	}
-	if region == "" && o.Endpoint != "" {
-		region = "us-east-1" // most other servers accept it or ignore it
-	}
-	if region == "" {
-		return nil, fmt.Errorf("s3: no region for bucket %s: give one, or set AWS_REGION", o.Bucket)
-	}
-	client, err := newClient(o, region, creds)
+	httpClient, err := transport.New(transport.Options{CAFile: o.CAFile, Dial: o.Dial})
 	if err != nil {
 		return nil, fmt.Errorf("s3: %w", err)
 	}
+	region, creds, err := o.credentials(ctx, httpClient)
+	if err != nil {
+		return nil, fmt.Errorf("s3: %w", err)
+	}
+	client := newClient(o, region, creds, httpClient)
 	s := &Store{client: client, bucket: o.Bucket, name: "s3://" + o.Bucket}
 	if o.Prefix != "" {
 		s.prefix = o.Prefix + "/"
@@ -125,21 +148,13 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	return s, nil
 }
 
-func newClient(o Options, region string, creds aws.CredentialsProvider) (*s3.Client, error) {
-	client, err := transport.New(transport.Options{CAFile: o.CAFile})
-	if err != nil {
-		return nil, err
-	}
+func newClient(o Options, region string, creds aws.CredentialsProvider, httpClient *http.Client) *s3.Client {
 	so := s3.Options{
 		Region:       region,
 		Credentials:  taggedCredentials{creds},
 		UsePathStyle: o.PathStyle,
-		HTTPClient:   client,
-		Retryer: retry.NewStandard(func(r *retry.StandardOptions) {
-			r.MaxAttempts = 3
-			r.MaxBackoff = 500 * time.Millisecond
-			r.RateLimiter = ratelimit.None // the caller knows better what the store can bear
-		}),
+		HTTPClient:   httpClient,
+		Retryer:      newRetryer(),
 		// Put gives its CRC32C itself, and Get asks for validation: the defaults would use trailing
 		// checksums, which not every server knows.
 		RequestChecksumCalculation:   aws.RequestChecksumCalculationWhenRequired,
@@ -151,7 +166,16 @@ func newClient(o Options, region string, creds aws.CredentialsProvider) (*s3.Cli
 	if o.Endpoint != "" {
 		so.BaseEndpoint = aws.String(o.Endpoint)
 	}
-	return s3.New(so), nil
+	return s3.New(so)
+}
+
+// newRetryer makes few and quick attempts.
+func newRetryer() aws.Retryer {
+	return retry.NewStandard(func(r *retry.StandardOptions) {
+		r.MaxAttempts = 3
+		r.MaxBackoff = 500 * time.Millisecond
+		r.RateLimiter = ratelimit.None // the caller knows better what the store can bear
+	})
 }
 
 // String is "s3://bucket/prefix", and "at endpoint" if it is not Amazon's.
@@ -163,20 +187,4 @@ func once(o *s3.Options) { o.Retryer = aws.NopRetryer{} }
 // unsigned leaves the body out of the signature.
 func unsigned(o *s3.Options) {
 	o.APIOptions = append(o.APIOptions, v4.SwapComputePayloadSHA256ForUnsignedPayloadMiddleware)
-}
-
-// taggedCredentials lets errors of getting credentials be told from those of using them.
-type taggedCredentials struct{ aws.CredentialsProvider }
-
-type noCredentials struct{ error }
-
-func (e noCredentials) Unwrap() error { return e.error }
-
-// Retrieve implements aws.CredentialsProvider.
-func (c taggedCredentials) Retrieve(ctx context.Context) (aws.Credentials, error) {
-	got, err := c.CredentialsProvider.Retrieve(ctx)
-	if err != nil {
-		return got, noCredentials{err}
-	}
-	return got, nil
 }

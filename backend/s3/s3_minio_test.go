@@ -17,7 +17,7 @@ import (
 
 // TestMinIO runs what needs a real server against one.
 func TestMinIO(t *testing.T) {
-	m := miniotest.Start(t)
+	m := miniotest.Start(t, "MINIO_DOMAIN="+domain)
 	t.Run("conforms", func(t *testing.T) {
 		backendtest.Run(t, func(t *testing.T) backend.Store { return m.Store(t, m.Bucket(t), "some/prefix") })
 	})
@@ -26,6 +26,10 @@ func TestMinIO(t *testing.T) {
 	t.Run("prefixes keep apart", func(t *testing.T) { testPrefixes(t, m) })
 	t.Run("strange objects are left out of lists", func(t *testing.T) { testStrange(t, m) })
 	t.Run("wrong credentials", func(t *testing.T) { testCredentials(t, m) })
+	t.Run("virtual hosts", func(t *testing.T) { testVirtualHost(t, m) })
+	t.Run("session token", func(t *testing.T) { testSessionToken(t, m) })
+	t.Run("assumed role", func(t *testing.T) { testRole(t, m) })
+	t.Run("profiles", func(t *testing.T) { testProfiles(t, m) })
 	t.Run("missing bucket", func(t *testing.T) { testNoBucket(t, m) })
 }
 
