@@ -178,6 +178,15 @@ type S3 struct {
 	Prefix    string `yaml:"prefix,omitempty"`
 	CAFile    string `yaml:"ca_file,omitempty"` // PEM file of certificate authorities, instead of the system's
 
+	// MultipartAbove is the size from which on objects are put in parts; 5 MiB to 5 GiB, default 64 MiB.
+	MultipartAbove Bytes  `yaml:"multipart_above,omitempty"`
+	StorageClass   string `yaml:"storage_class,omitempty"` // of objects of 128 KiB and more; none that is an archive
+	// SSE is AES256, aws:kms or aws:kms:dsse; empty means as the bucket says.
+	SSE      string `yaml:"sse,omitempty"`
+	KMSKeyID string `yaml:"sse_kms_key_id,omitempty"` // empty means the account's
+	// Checksum goes with what is stored: crc32c (the default), md5 or none.
+	Checksum string `yaml:"checksum,omitempty"`
+
 	AccessKeyID     Secret `yaml:"access_key_id,omitempty"`
 	SecretAccessKey Secret `yaml:"secret_access_key,omitempty"`
 	SessionToken    Secret `yaml:"session_token,omitempty"`

@@ -175,6 +175,12 @@ func TestBrokenFiles(t *testing.T) {
 		{"a role that is none", top + "pools: {main: {targets: [{name: a, s3: {bucket: bbb, role_arn: writer, sts_endpoint: 'https://u:secret@x'}}]}}\n",
 			"line 3: pools.main.targets[0].s3.role_arn: \"writer\" does not begin with arn:\n" +
 				"line 3: pools.main.targets[0].s3.sts_endpoint: must be http://host[:port] or https://host[:port]\n"},
+		{"objects that cannot be made so", top + "pools: {main: {targets: [{name: a, s3: {bucket: bbb, multipart_above: 1MiB, storage_class: GLACIER, sse: x, sse_kms_key_id: k, checksum: sha1}}]}}\n",
+			"line 3: pools.main.targets[0].s3.multipart_above: must be from 5MiB to 5GiB\n" +
+				"line 3: pools.main.targets[0].s3.storage_class: is an archive, from which nothing can be read at once\n" +
+				"line 3: pools.main.targets[0].s3.sse: \"x\" is none of AES256, aws:kms, aws:kms:dsse\n" +
+				"line 3: pools.main.targets[0].s3.sse_kms_key_id: needs sse: aws:kms or aws:kms:dsse\n" +
+				"line 3: pools.main.targets[0].s3.checksum: \"sha1\" is none of crc32c, md5, none\n"},
 		{"a session of no role", top + "pools: {main: {targets: [{name: a, s3: {bucket: bbb, role_session_name: x}}]}}\n",
 			"line 3: pools.main.targets[0].s3: external_id, role_session_name and sts_endpoint need role_arn\n"},
 		{"no credentials file", top + "pools: {main: {targets: [{name: a, s3: {bucket: bbb, credentials_file: /does/not/exist}}]}}\n",

@@ -4,7 +4,14 @@ import (
 	"fmt"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strings"
+)
+
+// Bounds of S3.MultipartAbove: what a part and a single put can hold.
+const (
+	multipartMin = 5 * MiB
+	multipartMax = 5 * GiB
 )
 
 func checkS3(col *collector, key string, s S3) {
@@ -36,6 +43,27 @@ func checkS3(col *collector, key string, s S3) {
 		}
 	}
 	checkRole(col, key, s)
+	checkObjects(col, key, s)
+}
+
+// checkObjects checks how objects are made.
+func checkObjects(col *collector, key string, s S3) {
+	oneOf := func(key, value string, allowed ...string) {
+		if value != "" && !slices.Contains(allowed, value) {
+			col.add(Problem{Key: key, Value: value, Msg: fmt.Sprintf("%q is none of %s", value, strings.Join(allowed, ", "))})
+		}
+	}
+	if n := s.MultipartAbove; n != 0 && (n < multipartMin || n > multipartMax) {
+		col.add(Problem{Key: key + ".multipart_above", Value: n.String(), Msg: fmt.Sprintf("must be from %v to %v", multipartMin, multipartMax)})
+	}
+	if s.StorageClass == "GLACIER" || s.StorageClass == "DEEP_ARCHIVE" {
+		col.add(Problem{Key: key + ".storage_class", Value: s.StorageClass, Msg: "is an archive, from which nothing can be read at once"})
+	}
+	oneOf(key+".sse", s.SSE, "AES256", "aws:kms", "aws:kms:dsse")
+	if s.KMSKeyID != "" && !strings.HasPrefix(s.SSE, "aws:kms") {
+		col.add(Problem{Key: key + ".sse_kms_key_id", Msg: "needs sse: aws:kms or aws:kms:dsse"})
+	}
+	oneOf(key+".checksum", s.Checksum, "crc32c", "md5", "none")
 }
 
 func checkRole(col *collector, key string, s S3) {

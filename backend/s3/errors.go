@@ -108,9 +108,10 @@ func classOf(code string, status int) backend.Class {
 	case "PreconditionFailed":
 		return backend.Precondition
 	case "ConditionalRequestConflict", "OperationAborted", // a rival was under way: nothing was decided
-		"RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentChecksumMismatch", "InternalError": // lost or damaged on the way
+		"RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentChecksumMismatch", "InternalError", // lost or damaged on the way
+		"NoSuchUpload": // somebody took the parts away: begin anew
 		return backend.Transient
-	case "ExpiredToken", "InvalidToken", "TokenRefreshRequired", "InvalidAccessKeyId", "SignatureDoesNotMatch":
+	case "AccessDenied", "ExpiredToken", "InvalidToken", "TokenRefreshRequired", "InvalidAccessKeyId", "SignatureDoesNotMatch":
 		return backend.Auth
 	case "QuotaExceeded", "XMinioAdminBucketQuotaExceeded", "XMinioStorageFull":
 		return backend.Full

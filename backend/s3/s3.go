@@ -3,25 +3,34 @@
 //
 // What it asks of a store, which `pool check` proves: PUT with If-None-Match: * and If-Match decides
 // between rivals; GET with Range; a read after a write sees it; ListObjectsV2 is in byte order (S3's
-// directory buckets are not). It never uses conditional DELETE or COPY, multipart uploads, or
-// versions: stores differ too much there.
+// directory buckets are not). It never uses conditional DELETE or COPY, or versions: stores differ too
+// much there.
+//
+// Objects above a size are put in parts, which become an object, whole, by a last request; that one carries
+// the condition. A copy with a condition is made the same way, of one part. What a failed put
+// leaves behind it takes away; what a killed process leaves behind is found by Inspect where the server lists
+// it (Amazon does; MinIO does not, and removes it after a day by itself).
 //
 // Retries. A conditional put is sent once, so that its refusal is never the echo of its own lost
 // success. Everything else is sent up to three times within about a second; longer patience, limits
 // and time-outs are for the caller (backend/adaptive and ctx).
 //
 // Integrity. Every PUT carries the body's CRC32C, which the store checks and keeps; a whole GET is
-// checked against it. The SHA-256 of the payload is left out of the signature, since without the
+// checked against it (Options.Checksum turns that off for servers that refuse it). The SHA-256 of the payload is left out of the signature, since without the
 // processor's help it costs more than everything else together.
 package s3
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -42,6 +51,18 @@ type Options struct {
 	Endpoint  string // "http://127.0.0.1:9000"; default: Amazon's for the region
 	PathStyle bool   // bucket in the path and not in the host name; most other servers want it
 	CAFile    string // PEM file of certificate authorities, instead of the system's
+
+	// MultipartAbove is the size from which on an object is put in parts, several at a time; from 5 MiB to
+	// 5 GiB, default 64 MiB: above every shard, since parts are requests that are paid for.
+	MultipartAbove int64
+	// StorageClass of objects of 128 KiB and more, since smaller ones are charged as if they had as much,
+	// and the pool's own small objects do not live long. Default: the bucket's.
+	StorageClass string
+	// SSE is how the store encrypts: "AES256", "aws:kms" or "aws:kms:dsse", and KMSKey with which key.
+	// Default: as the bucket says.
+	SSE, KMSKey string
+	// Checksum goes with what is stored; default CRC32C.
+	Checksum Checksum
 
 	// Credentials: the keys, or Keys, or what the SDK's own chain finds (environment, shared files, web
 	// identity, instance role), which is told to look for Profile if that is set.
@@ -66,8 +87,55 @@ type Options struct {
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
-func (o Options) validate() error {
+// Checksum is what a store is given to check what arrives.
+type Checksum string
+
+// The checksums. CRC32C is kept by the store and checked by whole reads. MD5 is for servers that refuse it, and
+// costs some 2 core-seconds per GiB. None trusts the connection.
+const (
+	CRC32C Checksum = "crc32c"
+	MD5    Checksum = "md5"
+	None   Checksum = "none"
+)
+
+const (
+	multipartDefault = 64 << 20
+	multipartMin     = 5 << 20
+	multipartMax     = 5 << 30 // what one put can store
+	storageClassMin  = 128 << 10
+)
+
+// archives are the storage classes from which nothing can be read at once.
+var archives = []string{"GLACIER", "DEEP_ARCHIVE"}
+
+func (o Options) withDefaults() Options {
+	o.MultipartAbove = cmp.Or(o.MultipartAbove, multipartDefault)
+	o.Checksum = cmp.Or(o.Checksum, CRC32C)
+	return o
+}
+
+func (o Options) validateObjects() error {
 	var errs []error
+	if o.MultipartAbove < multipartMin || o.MultipartAbove > multipartMax {
+		errs = append(errs, fmt.Errorf("multipart above %d bytes: want %d to %d", o.MultipartAbove, int64(multipartMin), int64(multipartMax)))
+	}
+	if slices.Contains(archives, o.StorageClass) {
+		errs = append(errs, fmt.Errorf("storage class %s: nothing can be read from it at once", o.StorageClass))
+	}
+	if !slices.Contains([]string{"", "AES256", "aws:kms", "aws:kms:dsse"}, o.SSE) {
+		errs = append(errs, fmt.Errorf("encryption %q: want AES256, aws:kms or aws:kms:dsse", o.SSE))
+	}
+	if o.KMSKey != "" && !strings.HasPrefix(o.SSE, "aws:kms") {
+		errs = append(errs, errors.New("a KMS key is for an encryption by aws:kms"))
+	}
+	if !slices.Contains([]Checksum{CRC32C, MD5, None}, o.Checksum) {
+		errs = append(errs, fmt.Errorf("checksum %q: want crc32c, md5 or none", o.Checksum))
+	}
+	return errors.Join(errs...)
+}
+
+func (o Options) validate() error {
+	errs := []error{o.validateObjects()}
 	if o.Bucket == "" {
 		errs = append(errs, errors.New("no bucket"))
 	}
@@ -114,10 +182,14 @@ func checkEndpoint(what, endpoint string) error {
 
 // Store is one bucket, below a prefix.
 type Store struct {
-	client *s3.Client
-	bucket string
-	prefix string // "" or ending in a slash
-	name   string
+	o       Options
+	client  *s3.Client
+	bucket  string
+	prefix  string // "" or ending in a slash
+	name    string
+	service string // equal for buckets between which the service copies
+
+	noBatches atomic.Bool // the server does not know DeleteObjects
 }
 
 var _ backend.Store = (*Store)(nil)
@@ -125,6 +197,7 @@ var _ backend.Store = (*Store)(nil)
 // Open makes a Store. It sends nothing to the bucket: a store that is away is found out by the
 // first call. What credentials there are is found out then, too.
 func Open(ctx context.Context, o Options) (*Store, error) {
+	o = o.withDefaults()
 	if err := o.validate(); err != nil {
 		return nil, fmt.Errorf("s3: invalid options: %w", err)
 	}
@@ -137,7 +210,10 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		return nil, fmt.Errorf("s3: %w", err)
 	}
 	client := newClient(o, region, creds, httpClient)
-	s := &Store{client: client, bucket: o.Bucket, name: "s3://" + o.Bucket}
+	s := &Store{o: o, client: client, bucket: o.Bucket, name: "s3://" + o.Bucket, service: strings.TrimRight(o.Endpoint, "/")}
+	if s.service == "" {
+		s.service = region
+	}
 	if o.Prefix != "" {
 		s.prefix = o.Prefix + "/"
 		s.name += "/" + o.Prefix

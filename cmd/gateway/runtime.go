@@ -179,6 +179,7 @@ func s3Options(c *config.S3) (s3.Options, error) {
 	}
 	o := s3.Options{
 		Bucket: c.Bucket, Prefix: c.Prefix, Region: c.Region, Endpoint: c.Endpoint, PathStyle: c.PathStyle, CAFile: c.CAFile,
+		MultipartAbove: int64(c.MultipartAbove), StorageClass: c.StorageClass, SSE: c.SSE, KMSKey: c.KMSKeyID, Checksum: s3.Checksum(c.Checksum),
 		RoleARN: c.RoleARN, ExternalID: c.ExternalID, SessionName: c.RoleSessionName, STSEndpoint: c.STSEndpoint,
 	}
 	switch {
