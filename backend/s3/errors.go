@@ -89,6 +89,12 @@ func classifySTS(err error) (backend.Class, error) {
 	return class, fmt.Errorf("assume the role: %w", cause)
 }
 
+// passes tells that trying again may help.
+func passes(err error) bool {
+	class, _ := classify(err)
+	return class == backend.Transient || class == backend.Throttled
+}
+
 // innermost drops the SDK's own wrappers, which repeat the operation, from an error of the network.
 func innermost(err error) error {
 	var send *smithyhttp.RequestSendError

@@ -128,34 +128,6 @@ func (s *Store) Get(ctx context.Context, key string, max int64) ([]byte, string,
 	return body.Bytes(), aws.ToString(out.ETag), nil
 }
 
-// ReadAt implements backend.Store.
-func (s *Store) ReadAt(ctx context.Context, key string, p []byte, off int64) error {
-	if off < 0 || off > math.MaxInt64-int64(len(p)) {
-		return s.refuse("read", key, "offset %d", off)
-	}
-	if err := s.begin(ctx, "read", key); err != nil {
-		return err
-	}
-	if len(p) == 0 {
-		return nil
-	}
-	out, err := s.client.GetObject(ctx, &s3.GetObjectInput{
-		Bucket: &s.bucket, Key: s.full(key),
-		Range: aws.String(fmt.Sprintf("bytes=%d-%d", off, off+int64(len(p))-1)),
-	})
-	if err != nil {
-		return s.fail(ctx, "read", key, err)
-	}
-	defer out.Body.Close()
-	if err := transport.CheckRange(aws.ToString(out.ContentRange), off, int64(len(p))); err != nil {
-		return s.fail(ctx, "read", key, err)
-	}
-	if n, err := io.ReadFull(out.Body, p); err != nil {
-		return s.fail(ctx, "read", key, fmt.Errorf("after %d bytes of %d: %w", n, len(p), err))
-	}
-	return nil
-}
-
 // Stat implements backend.Store.
 func (s *Store) Stat(ctx context.Context, key string) (backend.Info, error) {
 	if err := s.begin(ctx, "stat", key); err != nil {

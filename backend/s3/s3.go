@@ -184,6 +184,7 @@ func checkEndpoint(what, endpoint string) error {
 type Store struct {
 	o       Options
 	client  *s3.Client
+	getter  *getter
 	bucket  string
 	prefix  string // "" or ending in a slash
 	name    string
@@ -210,7 +211,11 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		return nil, fmt.Errorf("s3: %w", err)
 	}
 	client := newClient(o, region, creds, httpClient)
-	s := &Store{o: o, client: client, bucket: o.Bucket, name: "s3://" + o.Bucket, service: strings.TrimRight(o.Endpoint, "/")}
+	getter, err := newGetter(ctx, o, region, creds, httpClient)
+	if err != nil {
+		return nil, fmt.Errorf("s3: %w", err)
+	}
+	s := &Store{o: o, client: client, getter: getter, bucket: o.Bucket, name: "s3://" + o.Bucket, service: strings.TrimRight(o.Endpoint, "/")}
 	if s.service == "" {
 		s.service = region
 	}
