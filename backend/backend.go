@@ -1,6 +1,6 @@
 // Package backend is the contract between the gateway and a blob store. A Store holds immutable
 // objects, and a few mutable ones that change by conditional put alone. The drivers are local, s3
-// (and azure, later); backendtest holds the conformance suite they all pass, and the fakes.
+// and azure; backendtest holds the conformance suite they all pass, and the fakes.
 //
 // The rules every driver keeps:
 //
@@ -11,6 +11,10 @@
 //     conditional puts by themselves, so a Precondition error is never the echo of their own success.
 //   - Buffers passed in belong to the caller again when the call returns, and are not kept.
 //   - All methods are safe for concurrent use and end early when ctx does.
+//
+// What only some stores can is an interface of its own: BatchDeleter, Copier, Inspector. DeleteMany and Copy use
+// it where it is there and do without where it is not, so callers need not ask. What wraps a store passes
+// these on, and tells by Unwrap what it wraps.
 package backend
 
 import (
@@ -114,7 +118,7 @@ var (
 
 // Error is what drivers return: the operation, its key and store, its class and cause.
 type Error struct {
-	Op    string // "put", "get", "read", "stat", "delete", "list"
+	Op    string // "put", "get", "read", "stat", "delete", "list", "copy"
 	Store string // Store.String()
 	Key   string
 	Class Class

@@ -205,44 +205,20 @@ func checkAbs(col *collector, key, path string) {
 	}
 }
 
-func checkS3(col *collector, key string, s S3) {
-	if s.Bucket == "" {
-		col.addMissing(key+".bucket", "the bucket is missing")
-	} else if len(s.Bucket) < 3 || len(s.Bucket) > 63 || strings.Trim(s.Bucket, "abcdefghijklmnopqrstuvwxyz0123456789.-") != "" {
-		col.add(Problem{Key: key + ".bucket", Value: s.Bucket, Msg: fmt.Sprintf("%q is no bucket name: 3 to 63 of a-z 0-9 . -", s.Bucket)})
-	}
-	checkPlace(col, key, s.Endpoint, s.Prefix, s.CAFile)
-	if u, err := url.Parse(s.Endpoint); err == nil && strings.Trim(u.Path, "/") != "" {
-		col.add(Problem{Key: key + ".endpoint", Msg: "must have no path"})
-	}
-	switch {
-	case (s.AccessKeyID == "") != (s.SecretAccessKey == ""):
-		col.add(Problem{Key: key, Msg: "access_key_id and secret_access_key need each other"})
-	case s.SessionToken != "" && s.AccessKeyID == "":
-		col.add(Problem{Key: key + ".session_token", Msg: "needs access_key_id"})
-	case s.AccessKeyID != "" && s.CredentialsFile != "":
-		col.add(Problem{Key: key + ".credentials_file", Msg: "access_key_id is set as well; only one of them can be right"})
-	case s.CredentialsFile == "" && s.Profile != "":
-		col.add(Problem{Key: key + ".profile", Msg: "needs credentials_file"})
-	case s.CredentialsFile != "" && !filepath.IsAbs(s.CredentialsFile):
-		checkAbs(col, key+".credentials_file", s.CredentialsFile)
-	default:
-		if _, err := s.Credentials(); err != nil {
-			col.add(Problem{Key: key + ".credentials_file", Value: s.CredentialsFile, Msg: err.Error()})
-		}
-	}
-}
-
 // checkPlace checks what all stores on the network have.
 func checkPlace(col *collector, key, endpoint, prefix, caFile string) {
-	if u, err := url.Parse(endpoint); endpoint != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "") {
-		col.add(Problem{Key: key + ".endpoint", Msg: "must be http://host[:port] or https://host[:port]"}) // without the value: it may hold a secret
-	}
+	checkEndpoint(col, key+".endpoint", endpoint)
 	if err := checkPrefix(prefix); err != nil {
 		col.add(Problem{Key: key + ".prefix", Value: prefix, Msg: err.Error()})
 	}
 	if caFile != "" {
 		checkAbs(col, key+".ca_file", caFile)
+	}
+}
+
+func checkEndpoint(col *collector, key, endpoint string) {
+	if u, err := url.Parse(endpoint); endpoint != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "") {
+		col.add(Problem{Key: key, Msg: "must be http://host[:port] or https://host[:port]"}) // without the value: it may hold a secret
 	}
 }
 

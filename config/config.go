@@ -225,12 +225,29 @@ type S3 struct {
 	Prefix    string `yaml:"prefix,omitempty"`
 	CAFile    string `yaml:"ca_file,omitempty"` // PEM file of certificate authorities, instead of the system's
 
+	// MultipartAbove is the size from which on objects are put in parts; 5 MiB to 5 GiB, default 64 MiB.
+	MultipartAbove Bytes  `yaml:"multipart_above,omitempty"`
+	StorageClass   string `yaml:"storage_class,omitempty"` // of objects of 128 KiB and more; none that is an archive
+	// SSE is AES256, aws:kms or aws:kms:dsse; empty means as the bucket says.
+	SSE      string `yaml:"sse,omitempty"`
+	KMSKeyID string `yaml:"sse_kms_key_id,omitempty"` // empty means the account's
+	// Checksum goes with what is stored: crc32c (the default), md5 or none.
+	Checksum string `yaml:"checksum,omitempty"`
+
 	AccessKeyID     Secret `yaml:"access_key_id,omitempty"`
 	SecretAccessKey Secret `yaml:"secret_access_key,omitempty"`
 	SessionToken    Secret `yaml:"session_token,omitempty"`
-	// CredentialsFile is in the form of ~/.aws/credentials; Profile is its section, default "default".
+	// CredentialsFile is in the form of ~/.aws/credentials, and read again each minute; Profile is its section,
+	// default "default". With a ConfigFile, in the form of ~/.aws/config, or without any file, the SDK's own
+	// chain looks for the profile, which then may name a role, a process or a single sign-on.
 	CredentialsFile string `yaml:"credentials_file,omitempty"`
+	ConfigFile      string `yaml:"config_file,omitempty"`
 	Profile         string `yaml:"profile,omitempty"`
+	// RoleARN is a role that the credentials assume.
+	RoleARN         string `yaml:"role_arn,omitempty"`
+	ExternalID      string `yaml:"external_id,omitempty"`       // what the role's owner wants to hear
+	RoleSessionName string `yaml:"role_session_name,omitempty"` // in the owner's audit log; default graindisk
+	STSEndpoint     string `yaml:"sts_endpoint,omitempty"`      // empty means AWS
 }
 
 // Azure is a blob container, or a prefix in one. Without a key, a SAS or a connection string the SDK's own

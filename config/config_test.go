@@ -172,6 +172,19 @@ func TestBrokenFiles(t *testing.T) {
 				"line 3: pools.main.targets[0].prices.out_per_gb: \"-1\" is not a number of at least 0\n" +
 				"line 3: pools.main.targets[0].limits.schedule[0].from: \"8\" is no time of day such as 08:30\n" +
 				"line 3: pools.main.targets[0].limits.schedule[0].to: \"25:00\" is no time of day such as 08:30\n"},
+		{"a profile beside keys", top + "pools: {main: {targets: [{name: a, s3: {bucket: bbb, profile: x, access_key_id: i, secret_access_key: s}}]}}\n",
+			"line 3: pools.main.targets[0].s3: access_key_id is set as well as a profile; only one of them can be right\n"},
+		{"a role that is none", top + "pools: {main: {targets: [{name: a, s3: {bucket: bbb, role_arn: writer, sts_endpoint: 'https://u:secret@x'}}]}}\n",
+			"line 3: pools.main.targets[0].s3.role_arn: \"writer\" does not begin with arn:\n" +
+				"line 3: pools.main.targets[0].s3.sts_endpoint: must be http://host[:port] or https://host[:port]\n"},
+		{"objects that cannot be made so", top + "pools: {main: {targets: [{name: a, s3: {bucket: bbb, multipart_above: 1MiB, storage_class: GLACIER, sse: x, sse_kms_key_id: k, checksum: sha1}}]}}\n",
+			"line 3: pools.main.targets[0].s3.multipart_above: must be from 5MiB to 5GiB\n" +
+				"line 3: pools.main.targets[0].s3.storage_class: is an archive, from which nothing can be read at once\n" +
+				"line 3: pools.main.targets[0].s3.sse: \"x\" is none of AES256, aws:kms, aws:kms:dsse\n" +
+				"line 3: pools.main.targets[0].s3.sse_kms_key_id: needs sse: aws:kms or aws:kms:dsse\n" +
+				"line 3: pools.main.targets[0].s3.checksum: \"sha1\" is none of crc32c, md5, none\n"},
+		{"a session of no role", top + "pools: {main: {targets: [{name: a, s3: {bucket: bbb, role_session_name: x}}]}}\n",
+			"line 3: pools.main.targets[0].s3: external_id, role_session_name and sts_endpoint need role_arn\n"},
 		{"no credentials file", top + "pools: {main: {targets: [{name: a, s3: {bucket: bbb, credentials_file: /does/not/exist}}]}}\n",
 			"line 3: pools.main.targets[0].s3.credentials_file: credentials file: stat /does/not/exist: no such file or directory\n"},
 	} {
@@ -383,6 +396,8 @@ func TestCredentials(t *testing.T) {
 		{S3{}, Credentials{}},
 		{S3{AccessKeyID: "a", SecretAccessKey: "b", SessionToken: "c"}, Credentials{"a", "b", "c"}},
 		{S3{CredentialsFile: file}, Credentials{"d-id", "d=secret", ""}},
+		{S3{CredentialsFile: file, ConfigFile: file}, Credentials{}}, // the SDK reads both
+		{S3{Profile: "other"}, Credentials{}},
 		{S3{CredentialsFile: file, Profile: "other"}, Credentials{"o-id", "o", "tok"}},
 	} {
 		if got, err := c.s.Credentials(); err != nil || got != c.want {

@@ -16,9 +16,10 @@ type Credentials struct {
 }
 
 // Credentials returns the keys that the configuration gives, itself or in the credentials file, which
-// is read anew by each call. They are empty when it gives none: then the SDK's own chain is asked.
+// is read anew by each call. They are empty when it gives none: then the SDK's own chain is asked, for the
+// profile if there is one.
 func (s S3) Credentials() (Credentials, error) {
-	if s.CredentialsFile == "" {
+	if s.CredentialsFile == "" || s.ConfigFile != "" {
 		return Credentials{s.AccessKeyID, s.SecretAccessKey, s.SessionToken}, nil
 	}
 	if st, err := os.Stat(s.CredentialsFile); err != nil {

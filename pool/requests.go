@@ -2,6 +2,7 @@ package pool
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"sync/atomic"
 
@@ -108,6 +109,29 @@ func (s *countedStore) Stat(ctx context.Context, key string) (backend.Info, erro
 func (s *countedStore) Delete(ctx context.Context, key string) error {
 	s.count(key, &s.other)
 	return s.Store.Delete(ctx, key)
+}
+
+// Unwrap implements backend.Wrapper.
+func (s *countedStore) Unwrap() backend.Store { return s.Store }
+
+// DeleteBatch implements backend.BatchDeleter.
+func (s *countedStore) DeleteBatch(ctx context.Context, keys []string) []error {
+	b, ok := s.Store.(backend.BatchDeleter)
+	if !ok || len(keys) == 0 {
+		return backend.DeleteEach(ctx, s, keys)
+	}
+	s.count(keys[0], &s.other)
+	return b.DeleteBatch(ctx, keys)
+}
+
+// CopyFrom implements backend.Copier, if the target's store does.
+func (s *countedStore) CopyFrom(ctx context.Context, key string, from backend.Store, fromKey string, c backend.Cond) (string, error) {
+	copier, ok := s.Store.(backend.Copier)
+	if !ok {
+		return "", &backend.Error{Op: "copy", Store: s.String(), Key: key, Class: backend.Permanent, Err: errors.ErrUnsupported}
+	}
+	s.count(key, &s.puts)
+	return copier.CopyFrom(ctx, key, from, fromKey, c)
 }
 
 func (s *countedStore) List(ctx context.Context, prefix, after string, max int) ([]backend.Info, bool, error) {

@@ -196,10 +196,10 @@ func (s *Store) attempt(ctx context.Context, c call, f func(context.Context) (in
 	if err = s.pace.wait(ctx, c); err != nil {
 		return s.fail(c, err)
 	}
-	if err = s.gate.enter(ctx, c.op == Put || c.op == Delete); err != nil {
+	if err = s.gate.enter(ctx, c.op == Put || c.op == Delete || c.op == Copy); err != nil {
 		return s.fail(c, err)
 	}
-	actx, cancel := context.WithTimeoutCause(ctx, s.o.Timeout+time.Duration(c.bytes>>20)*s.o.TimeoutPerMiB, errTimeout)
+	actx, cancel := context.WithTimeoutCause(ctx, s.timeout(c), errTimeout)
 	defer cancel()
 	start := time.Now()
 	var n int64
@@ -209,6 +209,15 @@ func (s *Store) attempt(ctx context.Context, c call, f func(context.Context) (in
 	s.gate.leave(start, verdict)
 	s.stats.note(c.op, backend.ClassOf(err), n, took)
 	return err
+}
+
+// timeout of one attempt. What a copy moves is not known; it does not pass through here.
+func (s *Store) timeout(c call) time.Duration {
+	n := c.bytes
+	if c.op == Copy {
+		n = copyBytes
+	}
+	return s.o.Timeout + time.Duration(n>>20)*s.o.TimeoutPerMiB
 }
 
 var errTimeout = errors.New("no answer in time")
@@ -314,12 +323,13 @@ const (
 	Stat
 	Delete
 	List
+	Copy
 	ops
 )
 
 // String is the word of backend.Error.Op.
 func (o Op) String() string {
-	names := [ops]string{"put", "get", "read", "stat", "delete", "list"}
+	names := [ops]string{"put", "get", "read", "stat", "delete", "list", "copy"}
 	if o < ops {
 		return names[o]
 	}

@@ -11,7 +11,7 @@ import (
 
 // Prices are what a store charges, in any currency.
 type Prices struct {
-	Put1000 float64 // 1000 puts and lists
+	Put1000 float64 // 1000 puts, copies and lists
 	Get1000 float64 // 1000 gets, ranged ones and stats; deletes cost nothing
 	OutGB   float64 // 10^9 bytes read
 }
@@ -54,7 +54,7 @@ func (s *stats) note(op Op, class backend.Class, bytes int64, took time.Duration
 	}
 	o.Bytes += bytes
 	switch op {
-	case Put, List:
+	case Put, List, Copy:
 		s.cost += s.prices.Put1000 / 1000
 	case Get, Read:
 		s.cost += s.prices.Get1000/1000 + s.prices.OutGB*float64(bytes)/1e9

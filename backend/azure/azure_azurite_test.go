@@ -165,7 +165,8 @@ func testCredentials(t *testing.T, a *azuritetest.Server) {
 
 	o = a.Options(name, "")
 	o.AccountKey, o.SAS = "", a.SAS(t, name, sas.ContainerPermissions{Read: true, List: true}, time.Hour)
-	store := expectAuth(t, o, signature(t, o.SAS))
+	secret := signature(t, o.SAS)
+	store := expectAuth(t, o, secret)
 	if _, _, err := store.List(t.Context(), "", "", 1); err != nil {
 		t.Error("list by a SAS that may:", err)
 	}
@@ -176,6 +177,17 @@ func testCredentials(t *testing.T, a *azuritetest.Server) {
 	}
 	if _, err := byString.Put(t.Context(), "k", nil, backend.Cond{}); err != nil {
 		t.Error("put by a connection string:", err)
+	}
+	if errs := store.DeleteBatch(t.Context(), []string{"k"}); len(errs) != 1 || !errors.Is(errs[0], backend.ErrAuth) || strings.Contains(fmt.Sprint(errs), secret) {
+		t.Errorf("batch by a SAS that may not: %v", errs)
+	}
+	o.SAS, o.ConnectionString = a.SAS(t, name, sas.ContainerPermissions{Read: true, List: true, Delete: true}, time.Hour), ""
+	bySAS, err := azure.Open(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if errs := bySAS.DeleteBatch(t.Context(), []string{"k", "none"}); errs != nil {
+		t.Errorf("batch by a SAS that may: %v", errs)
 	}
 }
 
@@ -303,6 +315,7 @@ func testNoContainer(t *testing.T, a *azuritetest.Server) {
 		"stat":   func() error { _, err := store.Stat(t.Context(), "k"); return err },
 		"delete": func() error { return store.Delete(t.Context(), "k") },
 		"list":   func() error { _, _, err := store.List(t.Context(), "", "", 1); return err },
+		"batch":  func() error { return errors.Join(store.DeleteBatch(t.Context(), []string{"k"})...) },
 	} {
 		if err := do(); backend.ClassOf(err) != backend.Permanent {
 			t.Errorf("%s: %v", op, err)
@@ -326,5 +339,17 @@ func testLease(t *testing.T, a *azuritetest.Server) {
 	_, err = store.Put(t.Context(), "k", []byte("y"), backend.Cond{})
 	if backend.ClassOf(err) != backend.Permanent || !strings.Contains(err.Error(), "Lease") {
 		t.Errorf("put under another's lease: %v", err)
+	}
+	for _, key := range []string{"a", "b"} { // of a batch it hinders its own key alone
+		if _, err := store.Put(t.Context(), key, nil, backend.Cond{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	errs := store.DeleteBatch(t.Context(), []string{"a", "k", "none", "b"})
+	if len(errs) != 4 || errs[0] != nil || backend.ClassOf(errs[1]) != backend.Permanent || errs[2] != nil || errs[3] != nil {
+		t.Errorf("batch: %v", errs)
+	}
+	if objs, _, err := store.List(t.Context(), "", "", 10); err != nil || len(objs) != 1 || objs[0].Key != "k" {
+		t.Errorf("left are %v, %v", objs, err)
 	}
 }

@@ -295,3 +295,61 @@ func TestSameSeedSameFaults(t *testing.T) {
 		t.Errorf("3 seeds give %d courses", len(seen))
 	}
 }
+
+// TestFaultyBatches deletes four objects by a batch with each of the faults, and says what may be left.
+func TestFaultyBatches(t *testing.T) {
+	keys := []string{"a", "b", "c", "d"}
+	for fault, left := range map[Fault]func(n int) bool{
+		None:      func(n int) bool { return n == 0 },
+		Refused:   func(n int) bool { return n > 0 }, // a first part may be gone
+		Throttled: func(n int) bool { return n > 0 },
+		LostReply: func(n int) bool { return n == 0 },
+		Late:      func(n int) bool { return n == 4 },
+	} {
+		partly := false
+		for seed := range uint64(20) {
+			m := NewMemory("memory")
+			f := NewFaulty(m, seed)
+			for _, key := range keys {
+				put(t, m, key, nil, backend.Cond{})
+			}
+			f.Inject("delete", 1, fault)
+			errs := backend.DeleteMany(t.Context(), f, keys)
+			there := m.Objects()
+			if !left(len(there)) || (errs == nil) != (fault == None) {
+				t.Fatalf("%v, seed %d: %d are left, %v", fault, seed, len(there), errs)
+			}
+			partly = partly || len(there) < len(keys)
+			for i, err := range errs {
+				if _, ok := there[keys[i]]; err == nil && ok {
+					t.Errorf("%v, seed %d: %s is said to be gone", fault, seed, keys[i])
+				}
+				if err != nil && !errors.Is(err, ErrInjected) {
+					t.Errorf("%v is not ErrInjected", err)
+				}
+			}
+			if f.Settle(); fault == Late && len(m.Objects()) != 0 {
+				t.Error("settled, and nothing is deleted")
+			}
+		}
+		if partly != (fault != Late) {
+			t.Errorf("%v: parts were deleted: %v", fault, partly)
+		}
+	}
+}
+
+func TestFaultyCopies(t *testing.T) {
+	for fault, there := range map[Fault]bool{None: true, Refused: false, LostReply: true} {
+		m := NewMemory("memory")
+		f := NewFaulty(m, 1)
+		put(t, f, "from", []byte("body"), backend.Cond{})
+		f.Inject("copy", 1, fault)
+		_, err := backend.Copy(t.Context(), f, "to", f, "from", 10, backend.Cond{Absent: true})
+		if (err == nil) != (fault == None) || err != nil && !errors.Is(err, ErrInjected) {
+			t.Errorf("%v: %v", fault, err)
+		}
+		if _, ok := m.Objects()["to"]; ok != there {
+			t.Errorf("%v: it is there: %v", fault, ok)
+		}
+	}
+}

@@ -29,6 +29,8 @@ func Run(t *testing.T, newStore func(t *testing.T) backend.Store) {
 		{"read ranges", testReadAt},
 		{"stat", testStat},
 		{"delete", testDelete},
+		{"delete many", testDeleteMany},
+		{"copy", testCopy},
 		{"etags differ", testETags},
 		{"put if absent", testAbsent},
 		{"put if match", testMatch},

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 
 	"graindisk/backend"
@@ -85,7 +86,12 @@ type lateCall struct {
 // ErrInjected is in the chain of every error that a fault made.
 var ErrInjected = errors.New("injected fault")
 
-var _ backend.Store = (*Faulty)(nil)
+var (
+	_ backend.Store        = (*Faulty)(nil)
+	_ backend.BatchDeleter = (*Faulty)(nil)
+	_ backend.Copier       = (*Faulty)(nil)
+	_ backend.Wrapper      = (*Faulty)(nil)
+)
 
 // NewFaulty returns inner with no faults planned yet.
 func NewFaulty(inner backend.Store, seed uint64) *Faulty {
@@ -232,6 +238,59 @@ func (f *Faulty) List(ctx context.Context, prefix, after string, max int) (found
 		return nil, false, err
 	}
 	return found, more, nil
+}
+
+// Unwrap implements backend.Wrapper.
+func (f *Faulty) Unwrap() backend.Store { return f.inner }
+
+// DeleteBatch implements backend.BatchDeleter, as one call; without batches in the inner store it is a Delete
+// of each. Of a batch that is refused or throttled a first part may have been deleted.
+func (f *Faulty) DeleteBatch(ctx context.Context, keys []string) []error {
+	if _, ok := f.inner.(backend.BatchDeleter); !ok {
+		return backend.DeleteEach(ctx, f, keys)
+	}
+	if len(keys) == 0 {
+		return nil
+	}
+	later := func() func() {
+		kept := slices.Clone(keys)
+		return func() { _ = backend.DeleteMany(context.Background(), f.inner, kept) } // nobody hears of it
+	}
+	var got []error
+	hit, err := f.run(ctx, "delete", keys[0], later, func() error {
+		got = f.inner.(backend.BatchDeleter).DeleteBatch(ctx, keys)
+		return nil
+	})
+	if err == nil {
+		return got
+	}
+	first := 0
+	if hit.fault == Refused || hit.fault == Throttled {
+		first = hit.pick(len(keys))
+		got = f.inner.(backend.BatchDeleter).DeleteBatch(ctx, keys[:first])
+	}
+	errs := make([]error, len(keys))
+	copy(errs, got)
+	for i := first; i < len(keys); i++ {
+		errs[i] = &backend.Error{Op: "delete", Store: f.String(), Key: keys[i], Class: backend.ClassOf(err), Err: err}
+	}
+	return errs
+}
+
+// CopyFrom implements backend.Copier, if the inner store does.
+func (f *Faulty) CopyFrom(ctx context.Context, key string, from backend.Store, fromKey string, c backend.Cond) (etag string, err error) {
+	copier, ok := f.inner.(backend.Copier)
+	if !ok {
+		return "", &backend.Error{Op: "copy", Store: f.String(), Key: key, Class: backend.Permanent, Err: errors.ErrUnsupported}
+	}
+	_, err = f.run(ctx, "copy", key, nil, func() (err error) {
+		etag, err = copier.CopyFrom(ctx, key, from, fromKey, c)
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	return etag, nil
 }
 
 // String is the inner store's name.

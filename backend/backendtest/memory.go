@@ -50,7 +50,11 @@ type object struct {
 	deleted int64 // the clock when it was deleted, in gone
 }
 
-var _ backend.Store = (*Memory)(nil)
+var (
+	_ backend.Store        = (*Memory)(nil)
+	_ backend.BatchDeleter = (*Memory)(nil)
+	_ backend.Copier       = (*Memory)(nil)
+)
 
 // NewMemory returns an empty store. The name is what String says, to tell several ones apart.
 func NewMemory(name string) *Memory {

@@ -46,6 +46,9 @@ func classify(err error) (backend.Class, error) {
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return backend.Transient, err
 	case errors.As(err, &noCreds):
+		if class, cause := classifySTS(noCreds.error); class != 0 {
+			return class, cause
+		}
 		return backend.Auth, fmt.Errorf("no credentials: %w", noCreds.error)
 	case errors.As(err, &cert):
 		return backend.Permanent, cert
@@ -72,6 +75,26 @@ func classify(err error) (backend.Class, error) {
 	return classOf(code, status), fmt.Errorf("%s: %s (HTTP %d)", code, message, status)
 }
 
+// classifySTS judges an answer of the service that gives roles: that it is away says nothing about the
+// credentials. It returns 0 for other errors, and for a refusal.
+func classifySTS(err error) (backend.Class, error) {
+	var op *smithy.OperationError
+	if !errors.As(err, &op) || op.Service() != "STS" {
+		return 0, nil
+	}
+	class, cause := classify(op.Err)
+	if class != backend.Transient && class != backend.Throttled {
+		return 0, nil
+	}
+	return class, fmt.Errorf("assume the role: %w", cause)
+}
+
+// passes tells that trying again may help.
+func passes(err error) bool {
+	class, _ := classify(err)
+	return class == backend.Transient || class == backend.Throttled
+}
+
 // innermost drops the SDK's own wrappers, which repeat the operation, from an error of the network.
 func innermost(err error) error {
 	var send *smithyhttp.RequestSendError
@@ -91,9 +114,10 @@ func classOf(code string, status int) backend.Class {
 	case "PreconditionFailed":
 		return backend.Precondition
 	case "ConditionalRequestConflict", "OperationAborted", // a rival was under way: nothing was decided
-		"RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentChecksumMismatch", "InternalError": // lost or damaged on the way
+		"RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentChecksumMismatch", "InternalError", // lost or damaged on the way
+		"NoSuchUpload": // somebody took the parts away: begin anew
 		return backend.Transient
-	case "ExpiredToken", "InvalidToken", "TokenRefreshRequired", "InvalidAccessKeyId", "SignatureDoesNotMatch":
+	case "AccessDenied", "ExpiredToken", "InvalidToken", "TokenRefreshRequired", "InvalidAccessKeyId", "SignatureDoesNotMatch":
 		return backend.Auth
 	case "QuotaExceeded", "XMinioAdminBucketQuotaExceeded", "XMinioStorageFull":
 		return backend.Full

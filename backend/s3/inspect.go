@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
@@ -16,7 +17,8 @@ import (
 
 var _ backend.Inspector = (*Store)(nil)
 
-// Inspect implements backend.Inspector: versioning, object lock and lifecycle rules of the bucket.
+// Inspect implements backend.Inspector: versioning, object lock and lifecycle rules of the
+// bucket, and uploads that were never finished.
 func (s *Store) Inspect(ctx context.Context) ([]backend.Finding, error) {
 	var found []backend.Finding
 	for _, look := range []struct {
@@ -26,6 +28,7 @@ func (s *Store) Inspect(ctx context.Context) ([]backend.Finding, error) {
 		{"versioning", s.inspectVersioning},
 		{"object lock", s.inspectLock},
 		{"lifecycle", s.inspectLifecycle},
+		{unfinishedName, s.inspectUploads},
 	} {
 		fs, err := look.see(ctx)
 		if ctx.Err() != nil {
@@ -98,6 +101,43 @@ func (s *Store) inspectLifecycle(ctx context.Context) ([]backend.Finding, error)
 		}
 	}
 	return found, nil
+}
+
+const (
+	unfinishedName = "unfinished uploads"
+	unfinishedAge  = time.Hour // younger ones may be under way
+	uploadPagesMax = 20        // of a thousand each
+)
+
+// inspectUploads counts the uploads in parts that nobody finished or took away.
+func (s *Store) inspectUploads(ctx context.Context) ([]backend.Finding, error) {
+	old, first, now := 0, time.Time{}, time.Now()
+	in := &s3.ListMultipartUploadsInput{Bucket: &s.bucket, Prefix: aws.String(s.prefix)}
+	for range uploadPagesMax {
+		out, err := s.client.ListMultipartUploads(ctx, in)
+		if err != nil {
+			return nil, err
+		}
+		for _, u := range out.Uploads {
+			began := aws.ToTime(u.Initiated)
+			if now.Sub(began) < unfinishedAge {
+				continue
+			}
+			if old++; first.IsZero() || began.Before(first) {
+				first = began
+			}
+		}
+		if !aws.ToBool(out.IsTruncated) {
+			break
+		}
+		in.KeyMarker, in.UploadIdMarker = out.NextKeyMarker, out.NextUploadIdMarker
+	}
+	if old == 0 {
+		return nil, nil
+	}
+	return []backend.Finding{{Name: unfinishedName, Dangerous: true, Text: fmt.Sprintf(
+		"%d since %s, left by processes that were killed: their parts are paid for; abort them, or add a lifecycle rule that does (AbortIncompleteMultipartUpload)",
+		old, first.UTC().Format(time.DateOnly))}}, nil
 }
 
 func rulePrefix(r types.LifecycleRule) string {

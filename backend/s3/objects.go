@@ -3,6 +3,7 @@ package s3
 import (
 	"bytes"
 	"context"
+	"crypto/md5"
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
@@ -30,13 +31,22 @@ func (s *Store) Put(ctx context.Context, key string, body []byte, c backend.Cond
 	if err := s.begin(ctx, "put", key); err != nil {
 		return "", err
 	}
+	if int64(len(body)) > s.o.MultipartAbove {
+		return s.putParts(ctx, key, body, c)
+	}
 	in := &s3.PutObjectInput{
 		Bucket: &s.bucket, Key: s.full(key),
-		Body:              bytes.NewReader(body),
-		ContentLength:     aws.Int64(int64(len(body))),
-		ContentType:       aws.String("application/octet-stream"),
-		ChecksumAlgorithm: types.ChecksumAlgorithmCrc32c,
-		ChecksumCRC32C:    aws.String(base64.StdEncoding.EncodeToString(binary.BigEndian.AppendUint32(nil, block.CRC(body)))),
+		Body:          bytes.NewReader(body),
+		ContentLength: aws.Int64(int64(len(body))),
+		ContentType:   contentType,
+		StorageClass:  s.storageClass(int64(len(body))),
+	}
+	in.ServerSideEncryption, in.SSEKMSKeyId, in.BucketKeyEnabled = s.encryption()
+	switch s.o.Checksum {
+	case CRC32C:
+		in.ChecksumAlgorithm, in.ChecksumCRC32C = types.ChecksumAlgorithmCrc32c, crcText(body)
+	case MD5:
+		in.ContentMD5 = md5Text(body)
 	}
 	opts := []func(*s3.Options){unsigned}
 	switch {
@@ -54,13 +64,45 @@ func (s *Store) Put(ctx context.Context, key string, body []byte, c backend.Cond
 	return aws.ToString(out.ETag), nil
 }
 
+var contentType = aws.String("application/octet-stream")
+
+// storageClass is that of an object of so many bytes; "" means the bucket's.
+func (s *Store) storageClass(size int64) types.StorageClass {
+	if size < storageClassMin {
+		return ""
+	}
+	return types.StorageClass(s.o.StorageClass)
+}
+
+// encryption is what every request that makes an object says about it. A bucket's own key saves most of
+// the requests to KMS.
+func (s *Store) encryption() (sse types.ServerSideEncryption, key *string, bucketKey *bool) {
+	if s.o.SSE == string(types.ServerSideEncryptionAwsKms) {
+		bucketKey = aws.Bool(true)
+	}
+	if s.o.KMSKey != "" {
+		key = &s.o.KMSKey
+	}
+	return types.ServerSideEncryption(s.o.SSE), key, bucketKey
+}
+
+// crcText is the CRC32C of p as headers have it.
+func crcText(p []byte) *string {
+	return aws.String(base64.StdEncoding.EncodeToString(binary.BigEndian.AppendUint32(nil, block.CRC(p))))
+}
+
+func md5Text(p []byte) *string {
+	sum := md5.Sum(p)
+	return aws.String(base64.StdEncoding.EncodeToString(sum[:]))
+}
+
 // Get implements backend.Store.
 func (s *Store) Get(ctx context.Context, key string, max int64) ([]byte, string, error) {
 	if err := s.begin(ctx, "get", key); err != nil {
 		return nil, "", err
 	}
 	out, err := s.client.GetObject(ctx, &s3.GetObjectInput{
-		Bucket: &s.bucket, Key: s.full(key), ChecksumMode: types.ChecksumModeEnabled,
+		Bucket: &s.bucket, Key: s.full(key), ChecksumMode: s.checksumMode(),
 	})
 	if err != nil {
 		return nil, "", s.fail(ctx, "get", key, err)
@@ -84,34 +126,6 @@ func (s *Store) Get(ctx context.Context, key string, max int64) ([]byte, string,
 		return nil, "", s.refuse("get", key, "it has more than the %d bytes expected", max)
 	}
 	return body.Bytes(), aws.ToString(out.ETag), nil
-}
-
-// ReadAt implements backend.Store.
-func (s *Store) ReadAt(ctx context.Context, key string, p []byte, off int64) error {
-	if off < 0 || off > math.MaxInt64-int64(len(p)) {
-		return s.refuse("read", key, "offset %d", off)
-	}
-	if err := s.begin(ctx, "read", key); err != nil {
-		return err
-	}
-	if len(p) == 0 {
-		return nil
-	}
-	out, err := s.client.GetObject(ctx, &s3.GetObjectInput{
-		Bucket: &s.bucket, Key: s.full(key),
-		Range: aws.String(fmt.Sprintf("bytes=%d-%d", off, off+int64(len(p))-1)),
-	})
-	if err != nil {
-		return s.fail(ctx, "read", key, err)
-	}
-	defer out.Body.Close()
-	if err := transport.CheckRange(aws.ToString(out.ContentRange), off, int64(len(p))); err != nil {
-		return s.fail(ctx, "read", key, err)
-	}
-	if n, err := io.ReadFull(out.Body, p); err != nil {
-		return s.fail(ctx, "read", key, fmt.Errorf("after %d bytes of %d: %w", n, len(p), err))
-	}
-	return nil
 }
 
 // Stat implements backend.Store.
@@ -192,6 +206,14 @@ func (s *Store) infos(objects []types.Object) []backend.Info {
 		})
 	}
 	return found
+}
+
+// checksumMode asks for the checksum that the store keeps.
+func (s *Store) checksumMode() types.ChecksumMode {
+	if s.o.Checksum == CRC32C {
+		return types.ChecksumModeEnabled
+	}
+	return ""
 }
 
 func (s *Store) full(key string) *string { return aws.String(s.prefix + key) }

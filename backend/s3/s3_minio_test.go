@@ -17,7 +17,7 @@ import (
 
 // TestMinIO runs what needs a real server against one.
 func TestMinIO(t *testing.T) {
-	m := miniotest.Start(t)
+	m := miniotest.Start(t, "MINIO_DOMAIN="+domain, "MINIO_KMS_SECRET_KEY="+kms)
 	t.Run("conforms", func(t *testing.T) {
 		backendtest.Run(t, func(t *testing.T) backend.Store { return m.Store(t, m.Bucket(t), "some/prefix") })
 	})
@@ -26,6 +26,17 @@ func TestMinIO(t *testing.T) {
 	t.Run("prefixes keep apart", func(t *testing.T) { testPrefixes(t, m) })
 	t.Run("strange objects are left out of lists", func(t *testing.T) { testStrange(t, m) })
 	t.Run("wrong credentials", func(t *testing.T) { testCredentials(t, m) })
+	t.Run("parts", func(t *testing.T) { testParts(t, m) })
+	t.Run("conditions of parts", func(t *testing.T) { testPartsConditions(t, m) })
+	t.Run("parts that fail", func(t *testing.T) { testPartsFail(t, m) })
+	t.Run("storage class and encryption", func(t *testing.T) { testObjectOptions(t, m) })
+	t.Run("checksums", func(t *testing.T) { testChecksums(t, m) })
+	t.Run("copies across", func(t *testing.T) { testCopyAcross(t, m) })
+	t.Run("leftovers", func(t *testing.T) { testLeftovers(t, m) })
+	t.Run("virtual hosts", func(t *testing.T) { testVirtualHost(t, m) })
+	t.Run("session token", func(t *testing.T) { testSessionToken(t, m) })
+	t.Run("assumed role", func(t *testing.T) { testRole(t, m) })
+	t.Run("profiles", func(t *testing.T) { testProfiles(t, m) })
 	t.Run("missing bucket", func(t *testing.T) { testNoBucket(t, m) })
 }
 

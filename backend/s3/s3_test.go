@@ -93,6 +93,9 @@ func TestAnswersAreClassified(t *testing.T) {
 			if n := requests.Load(); n != 1 {
 				t.Errorf("a conditional put was sent %d times", n)
 			}
+			if got := backend.ClassOf(s.ReadAt(t.Context(), "k", make([]byte, 1), 0)); got != c.want {
+				t.Errorf("read: class %v, want %v", got, c.want)
+			}
 			_, _, err = s.Get(t.Context(), "k", 10)
 			if got := backend.ClassOf(err); got != c.want {
 				t.Errorf("get: class %v, want %v: %v", got, c.want, err)

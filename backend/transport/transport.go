@@ -3,6 +3,7 @@
 package transport
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
@@ -16,6 +17,9 @@ import (
 type Options struct {
 	// CAFile names a PEM file of certificate authorities that are trusted instead of the system's.
 	CAFile string
+	// Dial, if set, makes the connections, for names that only the caller can resolve. The address is
+	// host:port; ctx bounds the dialling alone.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 // New returns a client for HTTP/1.1, one connection per request in flight: a single HTTP/2 connection
@@ -33,6 +37,9 @@ func New(o Options) (*http.Client, error) {
 		DisableCompression:    true,             // lengths and ranges are those of the stored bytes
 		ReadBufferSize:        64 << 10,
 		WriteBufferSize:       64 << 10,
+	}
+	if o.Dial != nil {
+		t.DialContext = o.Dial
 	}
 	if o.CAFile != "" {
 		pem, err := os.ReadFile(o.CAFile)

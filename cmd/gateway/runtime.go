@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -190,14 +191,39 @@ func openStore(ctx context.Context, t config.Target, makeDir bool, log *slog.Log
 		}
 		return azure.Open(o)
 	}
-	cred, err := t.S3.Credentials()
+	o, err := s3Options(t.S3)
 	if err != nil {
 		return nil, err
 	}
-	return s3.Open(ctx, s3.Options{
-		Bucket: t.S3.Bucket, Prefix: t.S3.Prefix, Region: t.S3.Region, Endpoint: t.S3.Endpoint, PathStyle: t.S3.PathStyle, CAFile: t.S3.CAFile,
-		AccessKey: string(cred.AccessKeyID), SecretKey: string(cred.SecretAccessKey), SessionToken: string(cred.SessionToken),
-	})
+	return s3.Open(ctx, o)
+}
+
+// s3Options are those of the driver. A credentials file must be good now; it is read again while the store is
+// in use.
+func s3Options(c *config.S3) (s3.Options, error) {
+	cred, err := c.Credentials()
+	if err != nil {
+		return s3.Options{}, err
+	}
+	o := s3.Options{
+		Bucket: c.Bucket, Prefix: c.Prefix, Region: c.Region, Endpoint: c.Endpoint, PathStyle: c.PathStyle, CAFile: c.CAFile,
+		MultipartAbove: int64(c.MultipartAbove), StorageClass: c.StorageClass, SSE: c.SSE, KMSKey: c.KMSKeyID, Checksum: s3.Checksum(c.Checksum),
+		RoleARN: c.RoleARN, ExternalID: c.ExternalID, SessionName: c.RoleSessionName, STSEndpoint: c.STSEndpoint,
+	}
+	switch {
+	case c.ConfigFile != "":
+		o.ConfigFile, o.CredentialsFile, o.Profile = c.ConfigFile, c.CredentialsFile, cmp.Or(c.Profile, "default")
+	case c.CredentialsFile != "":
+		o.Keys = func(context.Context) (s3.Keys, error) {
+			cred, err := c.Credentials()
+			return s3.Keys{AccessKey: string(cred.AccessKeyID), SecretKey: string(cred.SecretAccessKey), SessionToken: string(cred.SessionToken)}, err
+		}
+	case c.Profile != "":
+		o.Profile = c.Profile
+	default:
+		o.AccessKey, o.SecretKey, o.SessionToken = string(cred.AccessKeyID), string(cred.SecretAccessKey), string(cred.SessionToken)
+	}
+	return o, nil
 }
 
 // close publishes and releases every pool.

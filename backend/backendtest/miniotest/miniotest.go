@@ -39,8 +39,8 @@ type Server struct {
 }
 
 // Start starts a server that stops when the test ends. If the test fails, the end of the server's
-// log is in the test's.
-func Start(t testing.TB) *Server {
+// log is in the test's. env is added to its environment: "MINIO_DOMAIN=…".
+func Start(t testing.TB, env ...string) *Server {
 	t.Helper()
 	binary, dir := findBinary(t), t.TempDir()
 	s := &Server{Process: servertest.Process{Name: "MinIO", Ready: "/minio/health/ready", Want: http.StatusOK}}
@@ -51,6 +51,7 @@ func Start(t testing.TB) *Server {
 			"HOME=" + dir, "PATH=" + os.Getenv("PATH"),
 			"MINIO_ROOT_USER=" + AccessKey, "MINIO_ROOT_PASSWORD=" + SecretKey, "MINIO_BROWSER=off", "MINIO_UPDATE=off",
 		}
+		cmd.Env = append(cmd.Env, env...)
 		return cmd
 	}
 	s.Run(t)
