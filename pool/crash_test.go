@@ -35,8 +35,8 @@ const crashCycles = 10
 // at a drawn call on the tier or request to a target, a lost host or a clean close, and compares what
 // comes back with what the clients were told. GRAINDISK_SEED runs one history again, GRAINDISK_SOAK
 // (a duration) runs new ones for that long, from that seed if both are set, and GRAINDISK_FRESH does so for
-// runs that are no soak. A seed decides what is asked, what fails and in which order calls at the fakes go on; not
-// what chance the code itself brings in, as with the order of a map: see crashtest.Sched.
+// runs that are no soak. A seed decides what is asked, what fails and in which order calls at the fakes go on, and
+// so all of a history, or nearly always: see TestCrashRepeats.
 func TestCrash(t *testing.T) {
 	var stats crashStats
 	seed, given := crashSeed(t)

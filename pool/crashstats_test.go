@@ -94,11 +94,17 @@ type trace struct {
 	lines []string
 }
 
+// How lines of a trace begin that TestCrashRepeats compares.
+const (
+	tracedCall  = "     > "
+	tracedState = "---- durable state "
+)
+
 // choice notes what the scheduler let go on.
 func (t *trace) choice(label string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.lines = append(t.lines, "     > "+label)
+	t.lines = append(t.lines, tracedCall+label)
 }
 
 // show prints the end of it.

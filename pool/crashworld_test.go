@@ -380,7 +380,7 @@ func (w *world) down(l loss) {
 		}
 		w.stale = w.stale[1:]
 	}
-	w.note("durable state %016x", w.stats.state(w))
+	fmt.Fprintf(w.trace, tracedState+"%016x\n", w.stats.state(w))
 }
 
 // stop ends the goroutines of a process that is dead already.

@@ -256,6 +256,9 @@ func (p *Pool) packCut(ctx context.Context, c *pendingCut, idle <-chan struct{})
 }
 
 func (p *Pool) takeBank(ctx context.Context) error {
+	if ctx.Err() != nil { // goes before what may be had as well
+		return ctx.Err()
+	}
 	select {
 	case p.pub.banks <- struct{}{}:
 		return nil
@@ -422,6 +425,9 @@ func (p *Pool) commitCut(ctx context.Context, rec *segment.CutRecord, last segme
 
 // update commits the root as last committed with a change, one at a time.
 func (p *Pool) update(ctx context.Context, change func(*root.Value)) error {
+	if ctx.Err() != nil { // goes before what may be had as well
+		return ctx.Err()
+	}
 	select {
 	case p.pub.commit <- struct{}{}:
 	case <-ctx.Done():

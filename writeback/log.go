@@ -101,6 +101,7 @@ type Log struct {
 	mending   bool          // the mender is at it
 	kept      bool          // … and has copied the batches in flight: their callers may leave
 	mended    chan struct{} // closed when hurt has become false
+	pauses    atomic.Uint64 // begun so far
 	obstacles obstacle      // what waits for the file system
 	said      bool          // … has been logged
 	health    Health        // but for Failed

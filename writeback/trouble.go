@@ -90,11 +90,15 @@ func (l *Log) passed(by obstacle) {
 // retry is the pause between tries of one call.
 type retry struct{ delay time.Duration }
 
+// pauseSpread is how many pauses in a row differ by a microsecond each, so that those who were refused at
+// the same moment do not come back at the same moment.
+const pauseSpread = 512
+
 // pause waits before the next try, a little longer each time. It fails if ctx ends or the log is
 // closed: then what was refused has failed.
 func (l *Log) pause(ctx context.Context, r *retry) error {
 	r.delay = min(max(2*r.delay, retryFirst), retryMost)
-	t := time.NewTimer(r.delay)
+	t := time.NewTimer(r.delay + time.Duration(l.pauses.Add(1)%pauseSpread)*time.Microsecond)
 	defer t.Stop()
 	select {
 	case <-t.C:

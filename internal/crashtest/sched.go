@@ -25,7 +25,9 @@ import (
 // waits for a mutex, so that nobody runs is told instead by the scheduler itself yielding many times
 // without a new call coming in. What runs between two choices is then in the order of one thread. A
 // seed therefore decides the whole history, as long as nothing draws from another source of chance: the
-// order of a map, a select with several cases ready, timers of the same moment.
+// order of a map, a select with several cases ready, timers of the same moment, a sync.Mutex that is held over
+// a call (after a millisecond of real time it is handed over in another order). What is left is that the
+// runtime puts who runs for 10 ms of real time behind the others.
 //
 // A mutex must not be held by someone who waits for time to pass while another waits for the mutex: time
 // stands still then.
