@@ -109,6 +109,14 @@ func TestStartTLSBytes(t *testing.T) {
 	// What was agreed in plain text is forgotten: a READ is answered simply.
 	r.send(`"IHAVEOPT" 00000008 00000000`)
 	r.expect(hexOptReply + `00000008 00000001 00000000`)
+	r.send(`"IHAVEOPT" 0000000b 00000000`) // EXTENDED_HEADERS, whether or not the server knows them
+	head := make([]byte, 20)
+	if _, err := io.ReadFull(r, head); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.CopyN(io.Discard, r, int64(binary.BigEndian.Uint32(head[16:]))); err != nil {
+		t.Fatal(err)
+	}
 	r.send(hexStartTLS)
 	r.expect(hexOptReply + `00000005 00000001 00000000`)
 	over := tls.Client(r.Conn, ca.ClientConfig(t, pki.Pair{}))
