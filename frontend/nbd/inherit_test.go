@@ -375,6 +375,21 @@ func TestShutdownLetsHandshakesFinish(t *testing.T) {
 		t.Error(err)
 	}
 
+	// One that was accepted just then has said nothing yet.
+	a, b := unixPair(t)
+	_ = b.SetDeadline(time.Now().Add(testTimeout))
+	late := newConn(context.Background(), s.Server, a, ListenOptions{})
+	late.drain()
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		late.serve()
+	}()
+	raw{t, b}.goDisk(false)
+	raw{t, b}.expectEOF()
+	_ = b.Close()
+	<-served
+
 	s = startServer(t, Options{Exports: oneExport(newMemDevice(1 << 20))}, ListenOptions{})
 	s.grace = time.Millisecond
 	silent := s.raw()
