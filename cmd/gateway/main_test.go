@@ -51,6 +51,16 @@ func TestUsageErrorsAreOneLineAndExitWith2(t *testing.T) {
 		{"config", "show"},
 		{"config", "show", "--data", "/d", "--config", "/c"},
 		{"config", "check", "--config", writeFile(t, "data: [")},
+		{"attach"},
+		{"attach", "nbd+unix:///x?socket=/s", "--device", "nbd0"},
+		{"attach", "nbd+unix:///x?socket=/s", "--device", "/dev/nbd01"},
+		{"attach", "nbd+unix:///x?socket=/s", "--device", "/dev/sda"},
+		{"attach", "nbd+unix:///x?socket=/s", "--block-size", "8192"},
+		{"attach", "nbd+unix:///x?socket=/s", "--block-size", "1000"},
+		{"attach", "nbd+unix:///x?socket=/s", "--reconnect-delay", "10ms"},
+		{"attach", "x"},
+		{"detach"},
+		{"detach", "/dev/nbd"},
 	} {
 		t.Run(strings.Join(args, " "), func(t *testing.T) {
 			code, stdout, stderr := gatewayRun(t, args...)
@@ -115,6 +125,23 @@ func TestConfigShow(t *testing.T) {
 	var c struct{ Data string }
 	if err := json.Unmarshal([]byte(stdout), &c); err != nil || code != 0 || c.Data != "/by-env" {
 		t.Errorf("exit %d, stdout %q, %v", code, stdout, err)
+	}
+}
+
+func TestAttachFindsTheSocket(t *testing.T) {
+	t.Setenv("GATEWAY_TIER_SIZE", "600MiB")
+	for where, want := range map[string]string{
+		"unix:///a.sock":                      "nbd+unix:///vm1?socket=/a.sock",
+		"tcp://127.0.0.1:1,unix:///b.sock":    "nbd+unix:///vm1?socket=/b.sock",
+		"tcp://127.0.0.1:1,tcp://127.0.0.1:2": "",
+	} {
+		t.Setenv("GATEWAY_LISTEN_NBD", where)
+		if got, err := attachURI(&app{dataDir: "/d"}, "vm1"); got != want || (err == nil) != (want != "") {
+			t.Errorf("%s: %q, %v", where, got, err)
+		}
+	}
+	if got, err := attachURI(&app{}, "nbd://host/x"); got != "nbd://host/x" || err != nil {
+		t.Errorf("a URI: %q, %v", got, err)
 	}
 }
 

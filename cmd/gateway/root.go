@@ -39,6 +39,8 @@ func newRootCmd(a *app) *cobra.Command {
 		newServeCmd(a),
 		newDiskCmd(a),
 		newPoolCmd(a),
+		newAttachCmd(a),
+		newDetachCmd(a),
 		newInspectCmd(a),
 		newConfigCmd(a),
 		newVersionCmd(a),

@@ -108,7 +108,7 @@ func (c *conn) drain() {
 	defer c.mu.Unlock()
 	c.draining = true
 	if c.handshaking {
-		_ = c.sock.SetDeadline(longAgo)
+		_ = c.sock.SetDeadline(time.Now().Add(c.srv.grace))
 	} else {
 		_ = c.sock.SetReadDeadline(longAgo)
 	}
@@ -116,17 +116,23 @@ func (c *conn) drain() {
 
 var longAgo = time.Unix(1, 0)
 
+// handshakeGrace is how long a handshake may go on when the server shuts down.
+const handshakeGrace = time.Second
+
 // setHandshaking sets the deadline of the handshake (on) or lifts it.
 func (c *conn) setHandshaking(on bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.handshaking = on
 	deadline := time.Time{}
-	if on {
+	switch {
+	case on && c.draining:
+		deadline = time.Now().Add(min(c.srv.grace, c.srv.opt.HandshakeTimeout))
+	case on:
 		deadline = time.Now().Add(c.srv.opt.HandshakeTimeout)
 	}
 	_ = c.sock.SetDeadline(deadline)
-	if c.draining {
+	if c.draining && !on {
 		_ = c.sock.SetReadDeadline(longAgo)
 	}
 }

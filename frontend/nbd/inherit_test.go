@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -352,4 +353,49 @@ func activated(t *testing.T) {
 		t.Errorf("asked again: %v, %v", again, err)
 	}
 	fmt.Println("the child has looked")
+}
+
+// A client that shakes hands when the server begins to shut down gets to the end of that, and then sees
+// its connection close, as all others do.
+func TestShutdownLetsHandshakesFinish(t *testing.T) {
+	s := startServer(t, Options{Exports: oneExport(newMemDevice(1 << 20))}, ListenOptions{})
+	s.grace = testTimeout
+	r := s.raw()
+	r.expect(hexGreeting)
+	down := make(chan error, 1)
+	go func() { down <- s.Shutdown(context.Background()) }()
+	for !s.isDraining() {
+		time.Sleep(time.Millisecond)
+	}
+	r.send(`00000003 "IHAVEOPT" 00000007 0000000a 00000004 "disk" 0000`)
+	r.expect(hexOptReply + `00000007 00000003 0000000c 0000 0000000000100000 016d` + hexOptReply + `00000007 00000001 00000000`)
+	r.expectEOF()
+	_ = r.Close()
+	if err := within(t, "shutdown", down); err != nil {
+		t.Error(err)
+	}
+
+	// One that was accepted just then has said nothing yet.
+	a, b := unixPair(t)
+	_ = b.SetDeadline(time.Now().Add(testTimeout))
+	late := newConn(context.Background(), s.Server, a, ListenOptions{})
+	late.drain()
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		late.serve()
+	}()
+	raw{t, b}.goDisk(false)
+	raw{t, b}.expectEOF()
+	_ = b.Close()
+	<-served
+
+	s = startServer(t, Options{Exports: oneExport(newMemDevice(1 << 20))}, ListenOptions{})
+	s.grace = time.Millisecond
+	silent := s.raw()
+	silent.expect(hexGreeting)
+	if err := s.Shutdown(context.Background()); err != nil { // does not wait for it
+		t.Error(err)
+	}
+	silent.expectEOF()
 }

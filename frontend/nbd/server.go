@@ -118,12 +118,14 @@ var ErrShutdown = errors.New("nbd server was shut down")
 type Server struct {
 	opt           Options
 	goodbyeChecks int
+	grace         time.Duration // handshakeGrace, but in tests
 
 	mu        sync.Mutex
 	draining  bool
 	listeners map[net.Listener]struct{}
 	conns     map[*conn]struct{}
-	empty     chan struct{} // closed when draining and no connection is left
+	empty     chan struct{} // closed when draining and no connection is left and none can come
+	emptied   bool
 }
 
 // New returns a server of o.Exports.
@@ -135,6 +137,7 @@ func New(o Options) (*Server, error) {
 	return &Server{
 		opt:           o,
 		goodbyeChecks: goodbyeChecks,
+		grace:         handshakeGrace,
 		listeners:     map[net.Listener]struct{}{},
 		conns:         map[*conn]struct{}{},
 		empty:         make(chan struct{}),
@@ -169,6 +172,7 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener, lo ListenOptions) e
 		if err != nil {
 			switch {
 			case s.isDraining():
+				s.removeListener(ln)
 				wg.Wait()
 				return ErrShutdown
 			case ctx.Err() != nil:
@@ -219,7 +223,8 @@ func accept(ctx context.Context, ln net.Listener) (net.Conn, error) {
 }
 
 // Shutdown stops accepting, lets every connection answer the requests it has read, and closes
-// it. If ctx ends first, the connections left are broken off and ctx's error is returned.
+// it. A client that is still shaking hands is given a second to finish, so that it sees an open
+// export close, which it may know how to survive, and not a server that fails. If ctx ends first, the connections left are broken off and ctx's error is returned.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	if !s.draining {
@@ -230,9 +235,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		for c := range s.conns {
 			c.drain()
 		}
-		if len(s.conns) == 0 {
-			close(s.empty)
-		}
+		s.checkEmptyLocked()
 	}
 	s.mu.Unlock()
 	select {
@@ -267,13 +270,23 @@ func (s *Server) removeListener(ln net.Listener) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.listeners, ln)
+	s.checkEmptyLocked()
 }
 
-// addConn admits c unless the server is full or closing.
+// checkEmptyLocked tells Shutdown when nothing is left to wait for.
+func (s *Server) checkEmptyLocked() {
+	if s.draining && !s.emptied && len(s.conns) == 0 && len(s.listeners) == 0 {
+		s.emptied = true
+		close(s.empty)
+	}
+}
+
+// addConn admits c unless the server is full or closed. One that was accepted while the server began
+// to close is served as far as the others are.
 func (s *Server) addConn(c *conn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.draining {
+	if s.emptied {
 		return false
 	}
 	if len(s.conns) >= s.opt.ConnsMax {
@@ -282,6 +295,9 @@ func (s *Server) addConn(c *conn) bool {
 		return false
 	}
 	s.conns[c] = struct{}{}
+	if s.draining {
+		c.drain()
+	}
 	return true
 }
 
@@ -289,7 +305,5 @@ func (s *Server) removeConn(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.conns, c)
-	if s.draining && len(s.conns) == 0 {
-		close(s.empty)
-	}
+	s.checkEmptyLocked()
 }

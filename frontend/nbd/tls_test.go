@@ -288,6 +288,7 @@ func TestCertificatesAreReloaded(t *testing.T) {
 		}
 	}
 	works("at first", old, now)
+	works("without a certificate, though no rule asks for one", old, nbdclient.Options{TLS: first.ClientConfig(t, pki.Pair{})})
 	stays, err := s.dial(old, "disk")
 	if err != nil {
 		t.Fatal(err)

@@ -60,6 +60,7 @@ var layers = []struct {
 	{"frontend/nbd", []string{"block", "vdisk", "internal/access", "frontend/nbd/proto"}},
 	{"frontend/nbd/proto", nil},
 	{"frontend/nbd/nbdclient", []string{"frontend/nbd/proto"}},
+	{"frontend/nbd/nbdkernel", nil},
 	{"frontend/vhost", []string{"block", "vdisk"}},
 
 	{"cmd", []string{"..."}},

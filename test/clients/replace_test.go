@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"graindisk/frontend/nbd/nbdclient"
+	"graindisk/frontend/nbd/proto"
 	"graindisk/test/harness"
 )
 
@@ -137,7 +138,7 @@ func writeNumbers(ctx context.Context, uri string, written *atomic.Uint64, conne
 			}
 		}
 		c.Close()
-		if err != nil && strings.Contains(err.Error(), "nbd error") {
+		if code := proto.OK; errors.As(err, &code) { // which a guest would be handed
 			return fmt.Errorf("an error of the server: %w", err)
 		}
 	}

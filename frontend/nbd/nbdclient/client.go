@@ -114,6 +114,37 @@ func New(ctx context.Context, sock net.Conn, export string, o Options) (*Client,
 	return c, nil
 }
 
+// Negotiate connects like Dial and leaves the connection at the beginning of transmission, with simple
+// replies, for somebody who speaks that part: the kernel.
+func Negotiate(ctx context.Context, uri string) (net.Conn, Info, error) {
+	network, address, export, secure, err := parseURI(uri)
+	if err == nil && secure {
+		err = fmt.Errorf("nbd client: %s: the kernel's client speaks no TLS; use a plain unix socket", uri)
+	}
+	if err != nil {
+		return nil, Info{}, err
+	}
+	var d net.Dialer
+	sock, err := d.DialContext(ctx, network, address)
+	if err != nil {
+		return nil, Info{}, fmt.Errorf("nbd client: %w", err)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = sock.Close() })
+	h := handshake{r: bufio.NewReader(sock), sock: sock}
+	err = h.run(ctx, export, Options{SimpleReplies: true})
+	if !stop() {
+		err = context.Cause(ctx)
+	}
+	if n := h.r.Buffered(); err == nil && n > 0 {
+		err = fmt.Errorf("%d bytes after the handshake", n)
+	}
+	if err != nil {
+		_ = sock.Close()
+		return nil, Info{}, fmt.Errorf("nbd client: %s: %w", uri, err)
+	}
+	return sock, h.info, nil
+}
+
 func parseURI(uri string) (network, address, export string, secure bool, err error) {
 	u, err := url.Parse(uri)
 	if err != nil {

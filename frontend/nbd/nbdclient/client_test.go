@@ -42,6 +42,12 @@ func TestParseURI(t *testing.T) {
 	}
 }
 
+func TestTheKernelGetsNoTLS(t *testing.T) {
+	if _, _, err := Negotiate(bg, "nbds://127.0.0.1:1/x"); err == nil || !strings.Contains(err.Error(), "no TLS") {
+		t.Error(err)
+	}
+}
+
 // peer plays a server by hand over a pipe.
 type peer struct {
 	t *testing.T
