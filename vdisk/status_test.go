@@ -179,3 +179,18 @@ func TestPrefetchEnds(t *testing.T) {
 		t.Errorf("%d bytes asked for, want %d: %v", x.asked, 3*n*block.Size, err)
 	}
 }
+
+// TestStatusIsBounded asks about more pieces of the map than one call looks at, all of them data.
+func TestStatusIsBounded(t *testing.T) {
+	d, _ := newDisk(t)
+	d.size.Store(1 << 40)
+	es := make([]densetree.Entry, 2*statusSteps)
+	for i := range es {
+		es[i] = densetree.Entry{LBA: block.LBA(i), Blocks: 1, Kind: densetree.Data, Extent: block.NewExtentID(1, 2*(i%1000)), Orig: 1}
+	}
+	d.Tree().Put(es)
+	got, err := d.Status(context.Background(), 0, 1<<40, 10)
+	if err != nil || len(got) != 1 || got[0] != (Extent{Len: statusSteps * block.Size}) {
+		t.Errorf("%v, %v", got, err)
+	}
+}

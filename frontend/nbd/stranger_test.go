@@ -120,3 +120,41 @@ func TestHandshakeNobodyListensToIsCut(t *testing.T) {
 		}
 	}
 }
+
+// TestGoodbyeThenGone says goodbye behind requests that wait, and closes: they are done all the same, but not
+// waited for without end.
+func TestGoodbyeThenGone(t *testing.T) {
+	for _, patient := range []bool{true, false} {
+		t.Run(fmt.Sprintf("patient: %v", patient), func(t *testing.T) {
+			g := newGate()
+			cancelled := make(chan error, 10)
+			d := newFullDevice(1 << 16)
+			d.onWrite = func(ctx context.Context, _ []WriteOp, _ bool) error {
+				err := g.pass(ctx)
+				if err != nil {
+					cancelled <- err
+				}
+				return err
+			}
+			closed := make(chan string, 1)
+			s := startServer(t, Options{Exports: oneExport(d), Metrics: Metrics{Closed: func(e string) { closed <- e }}}, ListenOptions{})
+			if !patient {
+				s.goodbyeChecks = 0
+			}
+			r := s.raw()
+			r.goDisk(false)
+			r.send(hexRequest + `0000 0001 0000000000000001 0000000000000003 00000001 "x"` +
+				hexRequest + `0000 0002 0000000000000002 0000000000000000 00000000`)
+			within(t, "the write", g.entered)
+			_ = r.Close()
+			if !patient {
+				within(t, "the end of patience", cancelled)
+			}
+			close(g.open)
+			within(t, "the end of the connection", closed)
+			if got := d.contents()[3]; patient != (got == 'x') {
+				t.Errorf("the byte is %q", got)
+			}
+		})
+	}
+}

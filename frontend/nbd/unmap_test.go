@@ -16,28 +16,30 @@ import (
 const (
 	gib = int64(1) << 30
 	tib = int64(1) << 40
+
+	look = 16 << 10 // how much is read at each place
 )
 
-// scatter puts data everywhere on a disk of 1 TiB: extents in the map, and blocks in the log.
-func scatter(t testing.TB, h *host, c *nbdclient.Client) (offs []int64) {
+// scatter puts data everywhere on a disk of 1 TiB: n extents in the map, and blocks in the log in n/4 places.
+func scatter(t testing.TB, h *host, c *nbdclient.Client, n int64) (offs []int64) {
 	t.Helper()
 	rng := rand.New(rand.NewPCG(1, 2))
 	var es []densetree.Entry
-	for i := range int64(1024) {
-		at := i*gib + rng.Int64N(gib/block.Size-16)*block.Size
+	for i := range n {
+		at := i*(tib/n) + rng.Int64N(gib/block.Size-16)*block.Size
 		es = append(es, densetree.Entry{LBA: block.LBA(at / block.Size), Blocks: 16, Kind: densetree.Data,
 			Extent: block.NewExtentID(1, int(i)), Orig: 16})
 		offs = append(offs, at)
 	}
 	h.tree.Put(es)
-	for i := range int64(256) {
-		at := i*4*gib + rng.Int64N(gib)
+	for i := range n / 4 {
+		at := i*(4*tib/n) + rng.Int64N(gib)
 		if err := c.WriteAt(bg, bytes.Repeat([]byte{9}, 9000), at, false); err != nil {
 			t.Fatal(err)
 		}
 		offs = append(offs, at)
 	}
-	return append(offs, 0, tib-64<<10)
+	return append(offs, 0, tib-look)
 }
 
 // TestUnmapOfAnySizeIsFewRecords trims and zeroes ranges up to a whole disk of 1 TiB that has data all over it. Each
@@ -67,13 +69,13 @@ func TestUnmapOfAnySizeIsFewRecords(t *testing.T) {
 			t.Run(fmt.Sprintf("%s/%s", tt.name, cmd), func(t *testing.T) {
 				h := boot(t, crashtest.NewFS(crashtest.Options{}), tib, ListenOptions{}, true)
 				c := h.client(nbdclient.Options{Extended: true, Allocation: true})
-				offs := scatter(t, h, c)
+				offs := scatter(t, h, c, 128)
 				for _, r := range tt.ranges {
-					offs = append(offs, max(0, r.off-4096), min(tib-64<<10, r.off+r.n-4096))
+					offs = append(offs, max(0, r.off-4096), min(tib-look, r.off+r.n-4096))
 				}
 				read := func() (all [][]byte) {
 					for _, off := range offs {
-						p := make([]byte, 64<<10)
+						p := make([]byte, look)
 						if err := c.ReadAt(bg, p, off); err != nil {
 							t.Fatal(err)
 						}
@@ -95,7 +97,7 @@ func TestUnmapOfAnySizeIsFewRecords(t *testing.T) {
 						t.Fatal(err)
 					}
 					for i, off := range offs {
-						if a, b := max(from, off), min(to, off+64<<10); a < b {
+						if a, b := max(from, off), min(to, off+look); a < b {
 							clear(want[i][a-off : b-off])
 						}
 					}
@@ -105,7 +107,7 @@ func TestUnmapOfAnySizeIsFewRecords(t *testing.T) {
 				}
 				for i, got := range read() {
 					if !bytes.Equal(got, want[i]) {
-						t.Fatalf("64 KiB at %d are wrong", offs[i])
+						t.Fatalf("what is at %d is wrong", offs[i])
 					}
 				}
 				if tt.ranges[0].n == tib {
@@ -127,7 +129,7 @@ func BenchmarkUnmap(b *testing.B) {
 				c := h.client(nbdclient.Options{Extended: true})
 				for b.Loop() {
 					b.StopTimer()
-					scatter(b, h, c)
+					scatter(b, h, c, 1024)
 					b.StartTimer()
 					for off := int64(0); off < tib; off += part {
 						var err error
