@@ -158,7 +158,7 @@ func (p *Pool) readRoot(ctx context.Context, haveLog bool) (*root.Copy, error) {
 	case haveLog && count[root.Foreign] > n/2:
 		return nil, fmt.Errorf("%w: the tier %s belongs to pool %s and the targets to another; use another tier directory: %w", ErrForeignTier, p.o.TierDir, p.uuid, err)
 	case haveLog && count[root.OK]+count[root.Unreachable] > n/2:
-		p.o.Log.Warn("root not read, serving from the log", "pool", p.o.Name, "err", err)
+		p.o.Log.Warn("root not read, serving from the log", "pool", p.o.Name, "looked", timeout, "err", err)
 		return nil, nil
 	case err == nil: // some copies are good, too few to trust
 		err = view.Err()

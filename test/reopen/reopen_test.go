@@ -9,6 +9,7 @@ import (
 	"os"
 	"regexp"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -64,6 +65,9 @@ func TestReopenReadsATailAndAnIndex(t *testing.T) {
 		w.reopen() // seals what is there
 		w.write(tailBytes)
 		hanging := w.reopen()
+		if !strings.Contains(w.g.Log(), "looked=500ms") {
+			t.Error("a gateway that came right back did not take a short look at the root")
+		}
 		store.Resume(t)
 		w.write(tailBytes)
 		answering := w.reopen()
