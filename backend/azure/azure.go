@@ -15,8 +15,9 @@
 // Calls under way end with those they began with. A signature (SAS) is part of every URL, so no error keeps one.
 //
 // Retries. A conditional put is sent once, so that its refusal is never the echo of its own lost
-// success. Everything else is sent up to three times within about a second; longer patience, limits
-// and time-outs are for the caller (backend/adaptive and ctx).
+// success. Everything else is sent up to Options.Attempts times within about a second; longer patience, limits
+// and time-outs are for the caller (backend/adaptive and ctx). The gateway sets Attempts to 1: what the SDK
+// sends again by itself is not counted, keeps to no limit, and hides from adaptive that a service throttles.
 //
 // Integrity. Every put carries the body's CRC64, which the service checks; what is read is checked by
 // who reads it, since the service checks ranges of at most 4 MiB.
@@ -47,6 +48,10 @@ type Options struct {
 	Endpoint  string // default https://ACCOUNT.blob.core.windows.net; an emulator's has the account in its path
 	CAFile    string // PEM file of certificate authorities, instead of the system's
 
+	// Attempts of a call, but for a conditional put, which is sent once; default 3. 1 is for who tries again himself,
+	// and wants every request counted and within his limits.
+	Attempts int
+
 	Credentials
 	// Renew gets the credentials again for Refresh; nil if they cannot change while the store is open.
 	Renew func(ctx context.Context) (Credentials, error)
@@ -67,6 +72,9 @@ func (o Options) validate() error {
 	}
 	if err := o.Credentials.validate(); err != nil {
 		errs = append(errs, err)
+	}
+	if o.Attempts < 0 {
+		errs = append(errs, fmt.Errorf("%d attempts", o.Attempts))
 	}
 	if o.Endpoint != "" {
 		u, err := url.Parse(o.Endpoint)

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"graindisk/backend"
+	"graindisk/backend/adaptive"
 )
 
 const (
@@ -164,5 +165,32 @@ func TestOptionsAreChecked(t *testing.T) {
 		if _, err := Open(o); err == nil || strings.Contains(err.Error(), testSecret) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// TestEveryRequestIsCounted has a busy service: with one attempt of the driver's, what adaptive counts is what
+// reaches the service.
+func TestEveryRequestIsCounted(t *testing.T) {
+	for attempts, want := range map[int]int64{1: 3, 0: 9, 2: 6} {
+		t.Run(fmt.Sprint(attempts), func(t *testing.T) {
+			t.Parallel()
+			s, requests := fakeStore(t, answer(503, "ServerBusy"))
+			o := s.o
+			o.Attempts = attempts
+			inner, err := Open(o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			store := adaptive.New(inner, adaptive.Options{Attempts: 3})
+			if err := store.ReadAt(t.Context(), "k", make([]byte, 1), 0); backend.ClassOf(err) != backend.Throttled {
+				t.Error(err)
+			}
+			if n := requests.Load(); n != want {
+				t.Errorf("%d requests, want %d", n, want)
+			}
+			if n := store.Health().Ops["read"].Requests; n != 3 {
+				t.Errorf("%d requests are counted", n)
+			}
+		})
 	}
 }

@@ -50,7 +50,7 @@ type session struct {
 func newSession(o Options, c Credentials, client *http.Client) (*session, error) {
 	so := &service.ClientOptions{ClientOptions: azcore.ClientOptions{
 		Transport: client,
-		Retry:     policy.RetryOptions{MaxRetries: 2, RetryDelay: 200 * time.Millisecond, MaxRetryDelay: 500 * time.Millisecond},
+		Retry:     o.retries(),
 		Telemetry: policy.TelemetryOptions{Disabled: true},
 	}}
 	s := &session{cred: c}
@@ -86,6 +86,18 @@ func newSession(o Options, c Credentials, client *http.Client) (*session, error)
 	}
 	s.container = s.service.NewContainerClient(o.Container)
 	return s, nil
+}
+
+// retries are the SDK's own.
+func (o Options) retries() policy.RetryOptions {
+	r := policy.RetryOptions{MaxRetries: 2, RetryDelay: 200 * time.Millisecond, MaxRetryDelay: 500 * time.Millisecond}
+	if o.Attempts > 0 {
+		r.MaxRetries = int32(o.Attempts - 1)
+	}
+	if r.MaxRetries == 0 {
+		r.MaxRetries = -1 // 0 is the SDK's default, 3
+	}
+	return r
 }
 
 // place is the container's URL without a signature.

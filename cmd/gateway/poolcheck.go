@@ -80,7 +80,7 @@ func runPoolCheck(ctx context.Context, a *app, names []string) error {
 // checkTarget probes a target. Its error is that ctx ended.
 func checkTarget(ctx context.Context, a *app, pool string, t config.Target) (targetReport, error) {
 	r := targetReport{Pool: pool, Target: t.Name}
-	s, err := openStore(ctx, t, false, newLogger(a, false))
+	s, err := openStore(ctx, t, false, 0, newLogger(a, false))
 	if err == nil {
 		r.Report, err = probe.Run(ctx, s)
 	}

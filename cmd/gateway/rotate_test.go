@@ -42,7 +42,7 @@ func TestCredentialsFileIsReadAgain(t *testing.T) {
 	target := config.Target{Name: "blob", Azure: &config.Azure{
 		Account: "acct", Container: "box", Endpoint: server.URL + "/acct", CredentialsFile: file,
 	}}
-	s, err := openStore(t.Context(), target, false, log)
+	s, err := openStore(t.Context(), target, false, 1, log)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -135,7 +135,7 @@ func poolOptions(ctx context.Context, cfg *config.Config, name string, log *slog
 	_, err = writeback.ReadIdentity(vfs.OS{}, o.TierDir)
 	makeDirs := cfg.Embedded && errors.Is(err, writeback.ErrNoLog)
 	for _, t := range pc.Targets {
-		s, err := openStore(ctx, t, makeDirs, log)
+		s, err := openStore(ctx, t, makeDirs, 1, log)
 		if err != nil {
 			return o, fmt.Errorf("pool %s: target %s: %w", name, t.Name, err)
 		}
@@ -163,9 +163,9 @@ func adapt(s backend.Store, t config.Target, log *slog.Logger) *adaptive.Store {
 	return adaptive.New(s, o)
 }
 
-// openStore opens one target. A directory that cannot be opened now is a target that is away: the pool
+// openStore opens one target, whose driver makes so many attempts of a call by itself; 0 is the driver's default. A directory that cannot be opened now is a target that is away: the pool
 // decides whether it can do without, and it may come back.
-func openStore(ctx context.Context, t config.Target, makeDir bool, log *slog.Logger) (backend.Store, error) {
+func openStore(ctx context.Context, t config.Target, makeDir bool, attempts int, log *slog.Logger) (backend.Store, error) {
 	if t.Local != nil {
 		if makeDir {
 			return local.Open(t.Local.Dir, local.Options{Create: true})
@@ -177,7 +177,7 @@ func openStore(ctx context.Context, t config.Target, makeDir bool, log *slog.Log
 		return s, nil
 	}
 	if a := t.Azure; a != nil {
-		o := azure.Options{Account: a.Account, Container: a.Container, Prefix: a.Prefix, Endpoint: a.Endpoint, CAFile: a.CAFile}
+		o := azure.Options{Account: a.Account, Container: a.Container, Prefix: a.Prefix, Endpoint: a.Endpoint, CAFile: a.CAFile, Attempts: attempts}
 		read := func(context.Context) (azure.Credentials, error) {
 			c, err := a.Credentials()
 			return azure.Credentials{AccountKey: string(c.AccountKey), SAS: string(c.SAS), ConnectionString: string(c.ConnectionString)}, err

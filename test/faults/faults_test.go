@@ -28,6 +28,7 @@ const (
 	racingRun = 30 * time.Second // under the race detector
 	stallMax  = 5 * time.Second  // no write waits longer: the log is far from full
 	ampMax    = 1.1
+	ampRacing = 1.3 // half a minute puts little, and what a blackhole interrupts is a good part of it
 )
 
 // TestGuestsNoticeNothing puts between gateway and store a handler that refuses, forgets to answer, answers twice
@@ -155,8 +156,12 @@ func guestsNoticeNothing(t *testing.T, seed uint64, fronts []*front, targets []s
 	if !allMet(fronts) || passes == 0 || writes == 0 {
 		t.Error("not every fault was met, or nothing was done meanwhile")
 	}
-	if amp > ampMax {
-		t.Errorf("%.3f bytes were put for each byte stored, at most %.2f are allowed", amp, ampMax)
+	limit := ampMax
+	if racing() {
+		limit = ampRacing
+	}
+	if amp > limit {
+		t.Errorf("%.3f bytes were put for each byte stored, at most %.2f are allowed", amp, limit)
 	}
 }
 

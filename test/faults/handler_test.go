@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -129,17 +130,19 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// passTwice delivers a put again once it has been answered, as a proxy does whose answer got lost.
+// passTwice delivers a put again once it has been answered, as a proxy does whose answer got lost. The bytes were
+// sent once.
 func (h *handler) passTwice(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
 		panic(http.ErrAbortHandler)
 	}
+	h.count(r, int64(len(body)))
 	first := r.Clone(r.Context())
 	first.Body = io.NopCloser(bytes.NewReader(body))
 	h.proxy.ServeHTTP(&silent{header: http.Header{}}, first)
 	r.Body = io.NopCloser(bytes.NewReader(body))
-	h.pass(w, r)
+	h.proxy.ServeHTTP(w, r)
 }
 
 // pass hands a request on, counting what is put.
@@ -147,16 +150,19 @@ func (h *handler) pass(w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodPut {
 		body := &counted{ReadCloser: r.Body}
 		r.Body = body
-		defer func() {
-			h.mu.Lock()
-			defer h.mu.Unlock()
-			h.sent += body.n
-			if body.n == r.ContentLength {
-				h.stored[r.URL.Path] = max(h.stored[r.URL.Path], body.n)
-			}
-		}()
+		defer func() { h.count(r, body.n.Load()) }()
 	}
 	h.proxy.ServeHTTP(w, r)
+}
+
+// count notes that n bytes of a put were sent. The rest may still be on its way if it was answered early.
+func (h *handler) count(r *http.Request, n int64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.sent += n
+	if n == r.ContentLength {
+		h.stored[r.URL.Path] = max(h.stored[r.URL.Path], n)
+	}
 }
 
 // volume is how many bytes were put, and how many of them are stored. Objects that change are few and small.
@@ -192,14 +198,15 @@ func (h *handler) all() bool {
 	return len(h.hit) == len(deck)
 }
 
+// counted is a body that somebody may still read when its request has been answered.
 type counted struct {
 	io.ReadCloser
-	n int64
+	n atomic.Int64
 }
 
 func (c *counted) Read(p []byte) (int, error) {
 	n, err := c.ReadCloser.Read(p)
-	c.n += int64(n)
+	c.n.Add(int64(n))
 	return n, err
 }
 
