@@ -16,6 +16,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
+	"github.com/minio/crc64nvme"
 
 	"graindisk/backend"
 	"graindisk/backend/transport"
@@ -29,7 +30,7 @@ func (s *Store) Put(ctx context.Context, key string, body []byte, c backend.Cond
 	if err := s.begin(ctx, "put", key); err != nil {
 		return "", err
 	}
-	o := &blockblob.UploadOptions{TransactionalValidation: blob.TransferValidationTypeComputeCRC64()}
+	o := &blockblob.UploadOptions{TransactionalValidation: blob.TransferValidationTypeCRC64(crc64nvme.Checksum(body))}
 	cond := &blob.ModifiedAccessConditions{}
 	switch {
 	case c.Absent:

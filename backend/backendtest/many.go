@@ -23,7 +23,7 @@ func manyObjects() int {
 }
 
 // testMany stores more objects than any page of a list holds, lists them by full pages, deletes all but every
-// hundredth, and lists what is left by small pages.
+// hundredth, most of them by batches where there are any, and lists what is left by small pages.
 func testMany(t *testing.T, s backend.Store) {
 	keys := make([]string, manyObjects())
 	for i := range keys {
@@ -34,15 +34,21 @@ func testMany(t *testing.T, s backend.Store) {
 	if got := listAll(t, s, 1000); !slices.Equal(got, keys) {
 		t.Fatalf("%d objects are listed, of %d, or in another order", len(got), len(keys))
 	}
-	var left, gone []string
+	var left, gone, batched []string
 	for i, key := range keys {
-		if i%100 == 0 {
+		switch {
+		case i%100 == 0:
 			left = append(left, key)
-		} else {
+		case i%100 < 10:
 			gone = append(gone, key)
+		default:
+			batched = append(batched, key)
 		}
 	}
 	each(t, gone, func(key string) error { return s.Delete(t.Context(), key) })
+	if errs := backend.DeleteMany(t.Context(), s, batched); errs != nil {
+		t.Fatal(errors.Join(errs...))
+	}
 	if got := listAll(t, s, 7); !slices.Equal(got, left) {
 		t.Errorf("%d objects are left, want %d: %v", len(got), len(left), got)
 	}

@@ -3,12 +3,12 @@ package s3_test
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"slices"
-	"syscall"
 	"testing"
 	"time"
 
@@ -23,6 +23,7 @@ import (
 	"graindisk/backend/backendtest"
 	"graindisk/backend/backendtest/miniotest"
 	"graindisk/backend/transport"
+	"graindisk/block"
 )
 
 // client is one way to speak to the server.
@@ -39,8 +40,8 @@ const (
 )
 
 // BenchmarkClients compares the driver with clients that do the same requests, one at a time against one MinIO:
-// the SDK as it comes, minio-go, and net/http with nothing but a signature. All of them have the driver's
-// transport. cpu-µs is the time of this process alone, per request.
+// the SDK as it comes, minio-go, and net/http with nothing but a signature and, as the driver, the CRC32C of what
+// is put. All of them have the driver's transport. cpu-µs is the time of this process alone, per request.
 func BenchmarkClients(b *testing.B) {
 	m := miniotest.Start(b)
 	bucket := m.Bucket(b)
@@ -52,7 +53,7 @@ func BenchmarkClients(b *testing.B) {
 	p := make([]byte, benchRead)
 	for _, c := range clients {
 		b.Run("read=64KiB/"+c.name, func(b *testing.B) {
-			measure(b, len(p), func(i int) error {
+			backendtest.Measure(b, len(p), func(i int) error {
 				off := i * benchRead % (benchObject - benchRead)
 				if err := c.read(b.Context(), "object", p, int64(off)); err != nil {
 					return err
@@ -66,42 +67,9 @@ func BenchmarkClients(b *testing.B) {
 	}
 	for _, c := range clients {
 		b.Run("put=8MiB/"+c.name, func(b *testing.B) {
-			measure(b, benchPut, func(i int) error { return c.put(b.Context(), fmt.Sprint("put-", i%4), body[:benchPut]) })
+			backendtest.Measure(b, benchPut, func(i int) error { return c.put(b.Context(), fmt.Sprint("put-", i%4), body[:benchPut]) })
 		})
 	}
-}
-
-// measure reports what a request of n bytes costs and how long it takes.
-func measure(b *testing.B, n int, do func(i int) error) {
-	b.Helper()
-	if err := do(0); err != nil { // connects
-		b.Fatal(err)
-	}
-	b.SetBytes(int64(n))
-	b.ReportAllocs()
-	var took []time.Duration
-	before, i := cpuTime(b), 0
-	for b.Loop() {
-		start := time.Now()
-		if err := do(i); err != nil {
-			b.Fatal(err)
-		}
-		took = append(took, time.Since(start))
-		i++
-	}
-	cpu := cpuTime(b) - before
-	slices.Sort(took)
-	b.ReportMetric(float64(cpu.Microseconds())/float64(i), "cpu-µs/op")
-	b.ReportMetric(took[i/2].Seconds()*1e3, "p50-ms")
-	b.ReportMetric(took[i*99/100].Seconds()*1e3, "p99-ms")
-}
-
-func cpuTime(b *testing.B) time.Duration {
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		b.Fatal(err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 func benchTransport(b *testing.B) *http.Client {
@@ -150,6 +118,7 @@ func bareClient(b *testing.B, m *miniotest.Server, bucket string) client {
 			if err != nil {
 				return err
 			}
+			r.Header.Set("X-Amz-Checksum-Crc32c", base64.StdEncoding.EncodeToString(binary.BigEndian.AppendUint32(nil, block.CRC(body))))
 			return do(r, http.StatusOK, nil)
 		},
 	}
