@@ -337,8 +337,9 @@ func (b *Builder) checkCut(cut *CutRecord) error {
 // finish writes what surrounds the areas, and reads back what every reader will depend on.
 func (b *Builder) finish(t Trailer, areas [][]byte, tail []byte) (*Sealed, error) {
 	h := Header{Pool: b.o.Pool, ID: b.o.ID, Epoch: b.o.Epoch, Salt: b.index.Salt, K: b.o.K, M: b.o.M}
+	crcs := b.index.areaCRCs(areas)
 	for n, object := range b.objects {
-		h.Shard, t.Shard, t.AreaCRC = uint8(n), uint8(n), block.CRC(areas[n])
+		h.Shard, t.Shard, t.AreaCRC = uint8(n), uint8(n), crcs[n]
 		if need := t.Info.ObjectBytes(); int64(cap(object)) < need {
 			object = append(b.o.Buffers.Get(need), object...)
 			b.o.Buffers.Put(b.objects[n], true)
