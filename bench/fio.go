@@ -17,15 +17,19 @@ type load struct {
 	rw     string // fio's name of it
 	bs     string
 	depth  int
-	fsync  int // a FLUSH after so many writes; 0: none
+	fsync  int   // a FLUSH after so many writes; 0: none
+	part   int64 // bytes; if not 0, only so much of the disk, from offset on
 	time   time.Duration
-	offset int64 // bytes; where a single pass starts
+	offset int64 // bytes; where a single pass or a part starts
 	pass   int64 // bytes; if not 0, one pass over so much instead of a time
 	bytes  int64 // with pass: as many as this, anywhere in it
 }
 
 // flags are fio's, the address and the output aside.
 func (l load) flags(disk int64) []string {
+	if l.part > 0 {
+		disk = l.part
+	}
 	f := []string{"--name=bench", "--ioengine=nbd", "--rw=" + l.rw, "--bs=" + l.bs, fmt.Sprintf("--iodepth=%d", l.depth),
 		"--randrepeat=0", "--norandommap"}
 	if l.fsync > 0 {
@@ -36,6 +40,9 @@ func (l load) flags(disk int64) []string {
 	}
 	if l.pass > 0 {
 		return append(f, fmt.Sprintf("--offset=%d", l.offset), fmt.Sprintf("--size=%d", l.pass))
+	}
+	if l.offset > 0 {
+		f = append(f, fmt.Sprintf("--offset=%d", l.offset))
 	}
 	return append(f, fmt.Sprintf("--size=%d", disk), "--time_based", fmt.Sprintf("--runtime=%d", int(l.time.Seconds())))
 }

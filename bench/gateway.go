@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"graindisk/pool"
 )
 
 const (
@@ -118,6 +120,21 @@ func (g *gateway) unpublished(ctx context.Context) (int64, error) {
 		return 0, fmt.Errorf("disk show printed %q", out)
 	}
 	return *d.Bytes, nil
+}
+
+// requests is how much the targets were asked since the gateway started.
+func (g *gateway) requests(ctx context.Context) (int64, error) {
+	out, err := g.command(ctx, "pool", "status", "main", "--json")
+	if err != nil {
+		return 0, err
+	}
+	var s struct {
+		Requests *pool.Requests `json:"requests"`
+	}
+	if err := json.Unmarshal(out, &s); err != nil || s.Requests == nil {
+		return 0, fmt.Errorf("pool status printed %q", out)
+	}
+	return s.Requests.Total(), nil
 }
 
 // settle waits until everything is published.

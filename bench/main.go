@@ -2,7 +2,7 @@
 // both behind a unix socket, loaded by fio's nbd engine. It prints a table and writes the same
 // figures, with every flag used, as JSON.
 //
-//	go run ./bench                        every row, in less than ten minutes
+//	go run ./bench                        every row, in less than twelve minutes
 //	go run ./bench -rows randread,upload  these only
 //
 // What is measured against what:
@@ -11,10 +11,14 @@
 //	----------------------------------------------------------------------------------------
 //	randread    4 KiB random reads at depth 32, cached       the faster of two qemu-nbd modes
 //	seqread     1 MiB sequential reads at depth 4, cached    the same
+//	readtail    p99 of 4 KiB cached reads at depth 1 while   the same, idle
+//	            1 MiB writes are uploaded at full speed
 //	coldread    1 MiB sequential reads, tier dropped         qemu-nbd, raw file out of the page cache
 //	writeflush  4 KiB random write, FLUSH after each         the faster of two qemu-nbd modes
 //	randwrite   4 KiB random writes at depth 32              the same
 //	recover     kill -9 during randwrite, to "ready"         -
+//	outage      4 KiB write + FLUSH, targets that hang       the same, targets that answer
+//	wear        SSD bytes per byte, 64 KiB and flushed 4 KiB -
 //	seqwrite    1 MiB sequential writes at depth 4           the faster of two qemu-nbd modes
 //	upload      CPU and requests to store 1 GiB, 4+2         -
 //	reopen      kill -9 with 1, 2, 4 GiB unpublished, to     -
@@ -63,10 +67,13 @@ var rows = []struct {
 }{
 	{"randread", (*bench).randRead},
 	{"seqread", (*bench).seqRead},
+	{"readtail", (*bench).readTail},
 	{"coldread", (*bench).coldRead},
 	{"writeflush", (*bench).writeFlush},
 	{"randwrite", (*bench).randWrite},
 	{"recover", (*bench).recover},
+	{"outage", (*bench).outage},
+	{"wear", (*bench).wear},
 	{"seqwrite", (*bench).seqWrite},
 	{"upload", (*bench).upload},
 	{"reopen", (*bench).reopen},

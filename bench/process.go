@@ -60,6 +60,20 @@ func lastLine(s string) string {
 	return s[strings.LastIndexByte(s, '\n')+1:]
 }
 
+// writtenBytes is how much the process has written to disks, page cache included, as the kernel counts.
+func (p *process) writtenBytes() (int64, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/io", p.cmd.Process.Pid))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(text)) {
+		if n, ok := strings.CutPrefix(line, "write_bytes: "); ok {
+			return strconv.ParseInt(strings.TrimSpace(n), 10, 64)
+		}
+	}
+	return 0, errors.New("no write_bytes in /proc/PID/io")
+}
+
 // clockTick is USER_HZ, which Linux fixes for /proc.
 const clockTick = 10 * time.Millisecond
 

@@ -22,6 +22,7 @@ const (
 	mbps    unit = "MB/s"
 	seconds unit = "s"
 	count   unit = "requests"
+	times   unit = "x"
 )
 
 // row is one line of the table: either runs of fio, or plain values.
@@ -40,6 +41,7 @@ type row struct {
 
 	Least   bool       `json:"least_counts,omitempty"` // of Values, not their median
 	Reopens []reopened `json:"reopens,omitempty"`
+	Note    string     `json:"note,omitempty"` // what the figure compares, or costs
 }
 
 func (r *row) baseline(name string, s sample) {
@@ -155,6 +157,11 @@ func (r *row) print(w io.Writer) {
 
 // remark says whether a row counts, and with what it was measured.
 func (r *row) remark() string {
+	return strings.TrimPrefix(strings.TrimSuffix(r.verdict()+"; "+r.Note, "; "), "; ")
+}
+
+// verdict is the part of the remark that depends on what kind of row it is.
+func (r *row) verdict() string {
 	switch {
 	case r.Dirt != nil:
 		d := r.Dirt

@@ -126,11 +126,20 @@ func (b *bench) writeRow(ctx context.Context, r row, l load) error {
 		}
 		l.time = b.o.writeTime
 		r.Load = l.flags(b.o.disk)
+		asked0, err := b.gw.requests(ctx)
+		if err != nil {
+			return err
+		}
 		watch := watchDirt(ctx, b.gw)
 		if err := errors.Join(b.once(ctx, &r, l, 0), watch.finish(ctx)); err != nil {
 			return err
 		}
+		asked1, err := b.gw.requests(ctx)
+		if err != nil {
+			return err
+		}
 		r.Dirt = watch.judge()
+		r.Note = fmt.Sprintf("%.0f requests/GiB", float64(asked1-asked0)/(float64(r.Gateway[0].Bytes)/(1<<30)))
 	}
 	b.report.add(r)
 	return nil

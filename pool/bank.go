@@ -27,6 +27,14 @@ type extentPlan struct {
 
 func (e extentPlan) bytes() int64 { return int64(len(e.blocks)) * block.Size }
 
+// crc is the checksum of the extent's data, from those that the log has of its blocks.
+func (e extentPlan) crc() (c uint32) {
+	for _, b := range e.blocks {
+		c = block.JoinCRC(c, b.CRC, block.Size)
+	}
+	return c
+}
+
 // planExtents cuts the frozen blocks, sorted by disk and LBA, into extents that do not cross a grain.
 func planExtents(f *writeback.Frozen) (plan []extentPlan) {
 	for _, disk := range f.Disks() {
@@ -135,7 +143,7 @@ func (p *Pool) newBank(ctx context.Context, plan []extentPlan, payload, room int
 func (p *Pool) place(b *bank) error {
 	var wants []writeback.Want
 	for _, e := range b.plan {
-		dst, err := b.builder.Add(e.disk, e.blocks[0].LBA, len(e.blocks), uint64(b.seq))
+		dst, err := b.builder.AddSummed(e.disk, e.blocks[0].LBA, len(e.blocks), uint64(b.seq), e.crc())
 		if err != nil {
 			return err
 		}

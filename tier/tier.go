@@ -592,6 +592,19 @@ func (s *Space) WriteAt(at Place, bufs [][]byte) error {
 	return nil
 }
 
+// Start has the device begin with n bytes written from the place on, if the file system can do that, so that
+// the next Sync of the slot has less to wait for. It does not wait, and it does no harm if the slot has changed
+// hands.
+func (s *Space) Start(at Place, n int64) {
+	f, err := s.file(at.Slot())
+	if err != nil {
+		return // Sync will tell
+	}
+	if f, ok := f.(vfs.Starter); ok {
+		f.Start(int64(at.Block())*block.Size, n)
+	}
+}
+
 // Sync makes what was written to the slot stable.
 func (s *Space) Sync(slot int) error {
 	f, err := s.file(slot)

@@ -217,6 +217,9 @@ func (l *Log) leadLocked() {
 	l.mu.Unlock()
 	err := l.space.WriteAt(b.at, b.buffers())
 	l.mu.Lock()
+	if err == nil {
+		l.early.wrote(b.at, b.blocksAll())
+	}
 	l.landLocked(b, err)
 }
 

@@ -100,6 +100,9 @@ func (b *batch) buffers() [][]byte {
 	return b.iov
 }
 
+// blocksAll is how many blocks buffers lists.
+func (b *batch) blocksAll() uint32 { return b.header.blocksAll() + uint32(len(b.first)/block.Size) }
+
 // appendTo adds the payload's buffers to iov.
 func (p *piece) appendTo(iov [][]byte) [][]byte {
 	if p.n == 0 {

@@ -88,6 +88,7 @@ type Log struct {
 	horizon  Seq    // all up to here are published
 	prevCRC  uint32 // of the batch header written last
 	round    *syncRound
+	early    early
 	ready    []readySlot
 	starved  bool // the queue waits for a slot
 	urgent   bool // … and UNMAP or OP records are in it

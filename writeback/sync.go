@@ -68,6 +68,7 @@ type unsynced struct {
 func (l *Log) runRoundLocked() {
 	r := &syncRound{done: make(chan struct{})}
 	l.round = r
+	l.early.syncs()
 	through := l.written
 	var files []unsynced
 	for _, f := range l.files {

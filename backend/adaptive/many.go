@@ -1,8 +1,10 @@
 package adaptive
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"slices"
 
 	"graindisk/backend"
 )
@@ -30,15 +32,15 @@ func (s *Store) DeleteBatch(ctx context.Context, keys []string) []error {
 	err := s.do(ctx, call{Delete, keys[0], 0, true}, func(ctx context.Context) (int64, error) {
 		return 0, b.note(inner.DeleteBatch(ctx, b.left))
 	})
-	if err == nil {
-		return nil
-	}
 	for i, j := range b.at { // the call may have ended before it reached the store
-		if b.errs[j] == nil {
+		if b.errs[j] == nil && err != nil {
 			b.errs[j] = s.fail(call{op: Delete, key: b.left[i]}, err)
 		}
 	}
-	return b.errs
+	if !slices.ContainsFunc(b.errs, func(err error) bool { return err != nil }) {
+		return nil
+	}
+	return b.errs // what is not worth trying again may have failed in an earlier attempt than the last
 }
 
 // batch is what is left to do of a batch.
@@ -56,12 +58,12 @@ func newBatch(keys []string) *batch {
 	return b
 }
 
-// note learns what came of an attempt on what is left: of that stays what may succeed yet. It returns one of
-// the errors, of those if there are any.
+// note learns what came of an attempt on what is left: of that stays what may succeed yet, what was refused
+// included, as the next attempt may have other credentials. It returns the error that says most of another attempt.
 func (b *batch) note(got []error) error {
 	var left []string
 	var at []int
-	var passing, other error
+	var passing, refused, other error
 	for i, j := range b.at {
 		b.errs[j] = nil
 		if got != nil {
@@ -71,15 +73,14 @@ func (b *batch) note(got []error) error {
 		case 0:
 		case backend.Transient, backend.Throttled:
 			left, at, passing = append(left, b.left[i]), append(at, j), b.errs[j]
+		case backend.Auth:
+			left, at, refused = append(left, b.left[i]), append(at, j), b.errs[j]
 		default:
 			other = b.errs[j]
 		}
 	}
 	b.left, b.at = left, at
-	if passing != nil {
-		return passing
-	}
-	return other
+	return cmp.Or(passing, refused, other)
 }
 
 // CopyFrom implements backend.Copier, if the inner store does.

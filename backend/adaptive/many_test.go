@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -36,6 +37,8 @@ func TestBatchTriesAgainWhatPasses(t *testing.T) {
 			switch {
 			case key == "denied":
 				return fault(backend.Auth)
+			case key == "held" && attempt == 1:
+				return fault(backend.Permanent)
 			case key == "once" && attempt == 1, key == "always":
 				return fault(backend.Throttled)
 			}
@@ -50,7 +53,7 @@ func TestBatchTriesAgainWhatPasses(t *testing.T) {
 		if want := []backend.Class{0, backend.Auth, 0, backend.Throttled}; fmt.Sprint(got) != fmt.Sprint(words(want)) {
 			t.Errorf("got %v, want %v", got, words(want))
 		}
-		if want := "[[good denied once always] [once always] [always]]"; fmt.Sprint(b.asked) != want {
+		if want := "[[good denied once always] [denied once always] [denied always]]"; fmt.Sprint(b.asked) != want {
 			t.Errorf("asked for %v, want %s", b.asked, want)
 		}
 		if st := s.Health().Ops["delete"]; st.Requests != 3 || st.Retries != 2 {
@@ -60,6 +63,10 @@ func TestBatchTriesAgainWhatPasses(t *testing.T) {
 		if errs := s.DeleteBatch(t.Context(), []string{"once", "good"}); errs != nil {
 			t.Errorf("at last all are gone, and it says %v", errs)
 		}
+		b.asked = nil
+		if errs := s.DeleteBatch(t.Context(), []string{"held", "once"}); len(errs) != 2 || backend.ClassOf(errs[0]) != backend.Permanent || errs[1] != nil {
+			t.Errorf("one failed for good before the other succeeded, and it says %v", errs)
+		}
 	})
 }
 
@@ -68,6 +75,38 @@ func words(cs []backend.Class) (w []string) {
 		w = append(w, fmt.Sprint(c))
 	}
 	return w
+}
+
+// refreshed is batches whose credentials can be had anew.
+type refreshed struct {
+	*batches
+	fresh bool
+}
+
+// Refresh implements backend.Refresher.
+func (r *refreshed) Refresh(context.Context) (bool, error) {
+	r.fresh = true
+	return true, nil
+}
+
+// TestBatchIsSentAgainWithNewCredentials refuses one key, or all, until the credentials are new.
+func TestBatchIsSentAgainWithNewCredentials(t *testing.T) {
+	for _, refuses := range []string{"b", "a b c"} {
+		synctest.Test(t, func(t *testing.T) {
+			gone := map[string]bool{}
+			r := &refreshed{batches: &batches{Store: backendtest.NewMemory("m")}}
+			r.do = func(_ int, key string) error {
+				if !r.fresh && strings.Contains(refuses, key) {
+					return fault(backend.Auth)
+				}
+				gone[key] = true
+				return nil
+			}
+			if errs := New(r, Options{}).DeleteBatch(t.Context(), []string{"a", "b", "c"}); errs != nil || len(gone) != 3 {
+				t.Errorf("%s refused at first: %v, and %v are gone", refuses, errs, gone)
+			}
+		})
+	}
 }
 
 // TestBatchThatIsNotSent expects each key to fail with its own name.

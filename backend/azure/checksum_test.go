@@ -31,7 +31,7 @@ func TestChecksumIsTheSDKsOwn(t *testing.T) {
 		if _, err := s.Put(t.Context(), "k", body, backend.Cond{}); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := s.client.NewBlockBlobClient("k").Upload(t.Context(), streaming.NopCloser(bytes.NewReader(body)),
+		if _, err := s.client().NewBlockBlobClient("k").Upload(t.Context(), streaming.NopCloser(bytes.NewReader(body)),
 			&blockblob.UploadOptions{TransactionalValidation: blob.TransferValidationTypeComputeCRC64()}); err != nil {
 			t.Fatal(err)
 		}

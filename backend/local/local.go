@@ -27,6 +27,9 @@
 // Open refuses a file system that does not keep microseconds. Copying or touching a file changes
 // its ETag, which costs a failed condition and nothing else.
 //
+// A large object is written past the page cache where its memory is aligned and the file system takes
+// that: copying it there cost four times what the rest of a Put costs, for pages that nobody reads soon.
+//
 // A call ends early when its ctx does, but for a system call that hangs, as on a dead NFS server.
 package local
 

@@ -277,17 +277,29 @@ func read(ctx context.Context, f *os.File, p []byte, off int64) error {
 	return nil
 }
 
-// write writes body to f and makes it stable.
+// write writes body to f, which is empty, and makes it stable.
 func write(ctx context.Context, f *os.File, body []byte) error {
-	for len(body) > 0 {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		n, err := f.Write(body[:min(len(body), chunkBytes)])
-		if err != nil {
-			return err
-		}
-		body = body[n:]
+	done, err := writeDirect(ctx, f, body[:directHead(body)])
+	if err == nil {
+		_, err = writeChunks(ctx, f, body[done:], chunkBytes)
+	}
+	if err != nil {
+		return err
 	}
 	return f.Sync()
+}
+
+// writeChunks writes body where f stands and returns how much of it was written.
+func writeChunks(ctx context.Context, f *os.File, body []byte, chunk int) (done int, err error) {
+	for done < len(body) {
+		if err := ctx.Err(); err != nil {
+			return done, err
+		}
+		n, err := f.Write(body[done:min(len(body), done+chunk)])
+		done += n
+		if err != nil {
+			return done, err
+		}
+	}
+	return done, nil
 }

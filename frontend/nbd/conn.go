@@ -43,6 +43,7 @@ type conn struct {
 	dev        Device
 	prompter   Prompter // dev, if it is one
 	piecer     Piecer   // the same
+	beginner   Beginner // the same
 	release    func()
 	export     string
 	structured bool // replies are chunks

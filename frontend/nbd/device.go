@@ -65,6 +65,10 @@ type Prefetcher interface {
 // store. What need not wait is applied by the reader itself, which saves a hand-over.
 type Prompter interface{ Prompt(ops []WriteOp) bool }
 
+// Beginner is a Device that can begin with a Flush that is not asked for yet. BeginFlush is called when the
+// client has been told that writes are done; it must not wait.
+type Beginner interface{ BeginFlush() }
+
 // Part is a range of a READ whose outcome is known.
 type Part = vdisk.Part
 

@@ -382,6 +382,36 @@ func TestPromptWritesAreStableAfterFlush(t *testing.T) {
 	}
 }
 
+// beginDevice waits in BeginFlush for the test.
+type beginDevice struct {
+	promptDevice
+	begin chan struct{}
+}
+
+func (d *beginDevice) BeginFlush() { <-d.begin }
+
+// TestFlushBeginsAfterTheAnswer expects the device to be told that a FLUSH may come when the client has the
+// answer to its write, and not for a write that was stable anyway.
+func TestFlushBeginsAfterTheAnswer(t *testing.T) {
+	d := &beginDevice{promptDevice{memDevice: newMemDevice(1 << 16)}, make(chan struct{})}
+	s := startServer(t, Options{Exports: oneExport(d)}, ListenOptions{})
+	c := s.client(nbdclient.Options{})
+	for i := range byte(6) {
+		if err := c.WriteAt(bg, []byte{i}, 0, false); err != nil { // needs no begin to be answered
+			t.Fatal(err)
+		}
+		select {
+		case d.begin <- struct{}{}:
+		case <-time.After(testTimeout):
+			t.Fatalf("write %d: not told", i)
+		}
+		if err := c.WriteAt(bg, []byte{i}, 1, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(d.begin)
+}
+
 func concurrentModel(t *testing.T, as func(*memDevice) Device) {
 	const workers, region, steps = 8, 256 << 10, 150
 	seed := uint64(time.Now().UnixNano())

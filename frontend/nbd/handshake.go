@@ -212,6 +212,7 @@ func (c *conn) open(name string) error {
 	c.dev, c.release, c.export = dev, release, name
 	c.fastZero = ok && fast.FastZero()
 	c.prompter, _ = dev.(Prompter)
+	c.beginner, _ = dev.(Beginner)
 	c.piecer, _ = dev.(Piecer)
 	c.statuser, _ = dev.(Statuser)
 	c.prefetcher, _ = dev.(Prefetcher)

@@ -190,6 +190,9 @@ func (l *lane) apply(b *batch) {
 		c.putResult(&l.reply, q, code)
 	}
 	c.send(&l.reply)
+	if c.beginner != nil && !b.stable {
+		c.beginner.BeginFlush()
+	}
 }
 
 // worthRetrying reports whether err may concern only some of a batch.

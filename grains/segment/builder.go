@@ -45,6 +45,7 @@ type Builder struct {
 	stored    int64 // bytes of all columns in use, what aligning costs included
 	packer    packer
 	sealed    bool
+	summed    []bool // by slot: its checksum came with it
 }
 
 // Sealed is a segment ready to be stored: Shards[n] goes to Info.Targets[n] under Info.Key(n).
@@ -93,6 +94,17 @@ func up(n, unit int64) int64 { return (n + unit - 1) / unit * unit }
 // undefined. Extents come sorted by (disk, LBA). ErrFull means that this one goes to the next segment.
 func (b *Builder) Add(disk block.DiskID, lba block.LBA, blocks int, seq uint64) ([]byte, error) {
 	return b.AddMoved(block.NewExtentID(b.o.ID, len(b.index.Entries)), disk, lba, blocks, seq)
+}
+
+// AddSummed is Add for data that has the checksum crc, as its caller makes sure when it fills the room: Seal
+// need not read it for that, and Verify tells whether it was so.
+func (b *Builder) AddSummed(disk block.DiskID, lba block.LBA, blocks int, seq uint64, crc uint32) ([]byte, error) {
+	p, err := b.Add(disk, lba, blocks, seq)
+	if err == nil {
+		slot := len(b.index.Entries) - 1
+		b.index.Entries[slot].CRC, b.summed[slot] = crc, true
+	}
+	return p, err
 }
 
 // AddMoved is Add for an extent that was born in another segment and keeps its name.
@@ -146,7 +158,7 @@ func (b *Builder) place(e Entry) ([]byte, error) {
 	}
 	b.stored += b.pad(shard, off) + size
 	b.shard, b.used = shard, off+size
-	b.index.Entries = append(b.index.Entries, e)
+	b.index.Entries, b.summed = append(b.index.Entries, e), append(b.summed, false)
 	b.index.Info.PayloadBytes += uint64(e.Blocks) * block.Size
 	at := HeaderBytes + off
 	return b.object(shard)[at : at+size : at+size], nil
@@ -234,7 +246,9 @@ func (b *Builder) Seal(cut *CutRecord, targets []block.TargetID) (*Sealed, error
 	for slot := range b.index.Entries {
 		e := &b.index.Entries[slot]
 		data := areas[e.Shard][e.Offset : e.Offset+e.Stored]
-		e.CRC = block.CRC(data)
+		if !b.summed[slot] {
+			e.CRC = block.CRC(data)
+		}
 		if b.o.Fingerprint != nil {
 			b.index.Fingerprints[slot] = b.o.Fingerprint(data)
 		}
@@ -337,8 +351,9 @@ func (b *Builder) checkCut(cut *CutRecord) error {
 // finish writes what surrounds the areas, and reads back what every reader will depend on.
 func (b *Builder) finish(t Trailer, areas [][]byte, tail []byte) (*Sealed, error) {
 	h := Header{Pool: b.o.Pool, ID: b.o.ID, Epoch: b.o.Epoch, Salt: b.index.Salt, K: b.o.K, M: b.o.M}
+	crcs := b.index.areaCRCs(areas)
 	for n, object := range b.objects {
-		h.Shard, t.Shard, t.AreaCRC = uint8(n), uint8(n), block.CRC(areas[n])
+		h.Shard, t.Shard, t.AreaCRC = uint8(n), uint8(n), crcs[n]
 		if need := t.Info.ObjectBytes(); int64(cap(object)) < need {
 			object = append(b.o.Buffers.Get(need), object...)
 			b.o.Buffers.Put(b.objects[n], true)

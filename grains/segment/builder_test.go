@@ -181,6 +181,59 @@ func TestRebuildShard(t *testing.T) {
 	}
 }
 
+// TestSummedExtents expects the same shards whether Seal computes a checksum or was told of it, and Verify to
+// find one that it was told wrongly.
+func TestSummedExtents(t *testing.T) {
+	rng := seeded(t)
+	data := make([]byte, 7*block.Size)
+	for i := range data {
+		data[i] = byte(rng.Uint32())
+	}
+	seal := func(add func(b *Builder, blocks int, p []byte) ([]byte, error)) *Sealed {
+		b, err := NewBuilder(BuildOptions{ID: 1, K: 2, M: 1, PayloadBytes: int64(len(data)), Rand: bytes.NewReader(make([]byte, 16))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for from, blocks := 0, 1; from < 7; from, blocks = from+blocks, blocks*2 {
+			p := data[from*block.Size : (from+blocks)*block.Size]
+			dst, err := add(b, blocks, p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			copy(dst, p)
+		}
+		s, err := b.Seal(nil, planned(2, 1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	plain := seal(func(b *Builder, blocks int, p []byte) ([]byte, error) {
+		return b.Add(1, block.LBA(8*blocks), blocks, 1)
+	})
+	summed := func(wrong int) *Sealed {
+		return seal(func(b *Builder, blocks int, p []byte) ([]byte, error) {
+			crc := block.CRC(p)
+			if blocks == wrong {
+				crc++
+			}
+			return b.AddSummed(1, block.LBA(8*blocks), blocks, 1, crc)
+		})
+	}
+	good := summed(0)
+	for n := range plain.Shards {
+		if !bytes.Equal(plain.Shards[n], good.Shards[n]) {
+			t.Errorf("shard %d differs", n)
+		}
+	}
+	if err := good.Verify(); err != nil {
+		t.Error(err)
+	}
+	if err := summed(2).Verify(); !errors.Is(err, ErrDamaged) {
+		t.Errorf("a wrong checksum: %v", err)
+	}
+}
+
 // BenchmarkSeal packs 32 MiB: the caller's copy, checksums, parity, index, read-back. cpu-s/GiB
 // includes what recycling the memory of sealed segments costs.
 func BenchmarkSeal(b *testing.B) {

@@ -3,8 +3,6 @@ package segment
 import (
 	"bytes"
 	"fmt"
-
-	"graindisk/block"
 )
 
 // verifyStep is how much of each shard is encoded again at a time: k+m pieces fit the processor's cache.
@@ -23,6 +21,7 @@ func (s *Sealed) Verify() error {
 
 func (s *Sealed) verify() error {
 	areas := make([][]byte, len(s.Shards))
+	want := make([]uint32, len(s.Shards))
 	var tail []byte
 	for n, b := range s.Shards {
 		t, err := DecodeTrailer(b)
@@ -33,8 +32,8 @@ func (s *Sealed) verify() error {
 		if err != nil {
 			return err
 		}
-		want := Header{Pool: s.Index.Pool, ID: s.Info.ID, Epoch: s.Info.Epoch, Salt: s.Index.Salt, K: s.Info.K, M: s.Info.M, Shard: uint8(n)}
-		if h != want || int(t.Shard) != n || int64(len(b)) != s.Info.ObjectBytes() || t.Info.ObjectBytes() != s.Info.ObjectBytes() {
+		head := Header{Pool: s.Index.Pool, ID: s.Info.ID, Epoch: s.Info.Epoch, Salt: s.Index.Salt, K: s.Info.K, M: s.Info.M, Shard: uint8(n)}
+		if h != head || int(t.Shard) != n || int64(len(b)) != s.Info.ObjectBytes() || t.Info.ObjectBytes() != s.Info.ObjectBytes() {
 			return fmt.Errorf("shard %d is not what was sealed: %w", n, ErrDamaged)
 		}
 		if n == 0 {
@@ -43,13 +42,18 @@ func (s *Sealed) verify() error {
 				return err
 			}
 		}
-		areas[n] = b[HeaderBytes:s.Info.indexOffset()]
-		if block.CRC(areas[n]) != t.AreaCRC || !bytes.Equal(b[s.Info.indexOffset():s.Info.trailerOffset()], tail) {
+		areas[n], want[n] = b[HeaderBytes:s.Info.indexOffset()], t.AreaCRC
+		if !bytes.Equal(b[s.Info.indexOffset():s.Info.trailerOffset()], tail) {
 			return fmt.Errorf("shard %d fails its checksum: %w", n, ErrDamaged)
 		}
 	}
 	if err := s.verifyExtents(areas); err != nil {
 		return err
+	}
+	for n, crc := range s.Index.areaCRCs(areas) { // of extents that were read just now
+		if crc != want[n] {
+			return fmt.Errorf("shard %d fails its checksum: %w", n, ErrDamaged)
+		}
 	}
 	return s.verifyParity(areas)
 }

@@ -43,3 +43,32 @@ func TestWriteZeroesOverwritesAndGrows(t *testing.T) {
 		t.Errorf("%d bytes allocated, want %d: a hole", used, end)
 	}
 }
+
+// TestStartIsAHint starts writing back what is there, what is not, and a file that is closed.
+func TestStartIsAHint(t *testing.T) {
+	f, err := vfs.OS{}.Create(filepath.Join(t.TempDir(), "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := bytes.Repeat([]byte{7}, 64<<10)
+	if _, err := f.WriteAt(want, 0); err != nil {
+		t.Fatal(err)
+	}
+	s := f.(vfs.Starter)
+	s.Start(0, 64<<10)
+	s.Start(1<<20, 4<<10)
+	if err := f.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, len(want))
+	if _, err := f.ReadAt(got, 0); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("other bytes after Start and Sync (%v)", err)
+	}
+	if size, err := f.Size(); err != nil || size != int64(len(want)) {
+		t.Errorf("size %d (%v), want %d", size, err, len(want))
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s.Start(0, 64<<10)
+}
