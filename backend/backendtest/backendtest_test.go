@@ -295,3 +295,15 @@ func TestSameSeedSameFaults(t *testing.T) {
 		t.Errorf("3 seeds give %d courses", len(seen))
 	}
 }
+
+// TestManyObjectsOnABusyServer loses replies and requests of the suite's own puts.
+func TestManyObjectsOnABusyServer(t *testing.T) {
+	f := NewFaulty(NewMemory("memory"), 1)
+	for n := range 20 {
+		f.Inject("put", 1+100*n, []Fault{LostReply, Refused}[n%2])
+	}
+	testMany(t, f)
+	if got := f.Injected(); got[LostReply] != 10 || got[Refused] != 10 {
+		t.Errorf("injected %v", got)
+	}
+}
