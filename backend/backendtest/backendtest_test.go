@@ -353,3 +353,15 @@ func TestFaultyCopies(t *testing.T) {
 		}
 	}
 }
+
+// TestManyObjectsOnABusyServer loses replies and requests of the suite's own puts.
+func TestManyObjectsOnABusyServer(t *testing.T) {
+	f := NewFaulty(NewMemory("memory"), 1)
+	for n := range 20 {
+		f.Inject("put", 1+100*n, []Fault{LostReply, Refused}[n%2])
+	}
+	testMany(t, f)
+	if got := f.Injected(); got[LostReply] != 10 || got[Refused] != 10 {
+		t.Errorf("injected %v", got)
+	}
+}
