@@ -268,3 +268,47 @@ func TestObjectOptionsAreChecked(t *testing.T) {
 		}
 	}
 }
+
+// TestCopyKeepsToTheSourceItSaw changes the source between the look at it and the copy: that is no refusal of the
+// caller's condition.
+func TestCopyKeepsToTheSourceItSaw(t *testing.T) {
+	for _, cond := range []backend.Cond{{}, {Absent: true}} {
+		s, requests := recorded(t, Options{}, func(w http.ResponseWriter, r *http.Request) {
+			switch {
+			case r.Method == http.MethodHead:
+				w.Header().Set("Content-Length", "100")
+			case r.Method == http.MethodPut:
+				answer(412, "PreconditionFailed")(w, r)
+			default:
+				parts(completed)(w, r)
+			}
+		})
+		_, err := s.CopyFrom(t.Context(), "k", s, "from", cond)
+		if backend.ClassOf(err) != backend.Transient || !strings.Contains(fmt.Sprint(err), "source changed") {
+			t.Errorf("%+v: %v", cond, err)
+		}
+		copies := 0
+		for _, r := range requests() {
+			if source := r.Header.Get("X-Amz-Copy-Source"); source != "" {
+				copies++
+				if source != "b/from" || r.Header.Get("X-Amz-Copy-Source-If-Match") != `"e"` {
+					t.Errorf("%+v: the copy has %v", cond, r.Header)
+				}
+			}
+		}
+		if copies != 1 {
+			t.Errorf("%+v: %d copies", cond, copies)
+		}
+	}
+}
+
+func TestCopyFromAnotherServiceIsUnsupported(t *testing.T) {
+	here, _ := fakeStore(t, answer(404, "NoSuchKey"))
+	there, requests := fakeStore(t, answer(404, "NoSuchKey"))
+	if _, err := here.CopyFrom(t.Context(), "k", there, "from", backend.Cond{}); !errors.Is(err, errors.ErrUnsupported) || backend.ClassOf(err) != backend.Permanent {
+		t.Errorf("copy gives %v", err)
+	}
+	if n := requests.Load(); n != 0 {
+		t.Errorf("%d requests", n)
+	}
+}
