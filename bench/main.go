@@ -67,6 +67,7 @@ var rows = []struct {
 	{"recover", (*bench).recover},
 	{"seqwrite", (*bench).seqWrite},
 	{"upload", (*bench).upload},
+	{"unmap", (*bench).unmap},
 }
 
 func rowNames() []string {
