@@ -77,6 +77,7 @@ var rows = []struct {
 	{"seqwrite", (*bench).seqWrite},
 	{"upload", (*bench).upload},
 	{"reopen", (*bench).reopen},
+	{"unmap", (*bench).unmap},
 }
 
 func rowNames() []string {

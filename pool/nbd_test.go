@@ -6,12 +6,14 @@ import (
 	"errors"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"graindisk/backend"
+	"graindisk/block"
 	"graindisk/frontend/nbd"
 	"graindisk/frontend/nbd/nbdclient"
 	"graindisk/vdisk"
@@ -160,4 +162,58 @@ func BenchmarkEarlyReturn(b *testing.B) {
 		}
 	}
 	b.ReportMetric(float64(early.Microseconds())/1000/float64(b.N), "ms-to-94%")
+}
+
+// TestStatusHasADamagedMapMended damages every run of a map between two looks at what the disk is made of,
+// which agree; where the map cannot be had again, the status is an error, and never a hole.
+func TestStatusHasADamagedMapMended(t *testing.T) {
+	r := newRig(t, smallMaps)
+	model := make([]byte, testDisk)
+	d := r.disk("d", testDisk)
+	for range 8 {
+		r.scribble(d, model, 12)
+		r.publish()
+	}
+	if err := d.Tree().Flush(); err != nil {
+		t.Fatal(err)
+	}
+	model[0] = 1 // one more cut, for a checkpoint that has all runs
+	r.write(d, 0, model[:1])
+	r.close()
+	r.open(false)
+	d = r.disk("d", testDisk)
+	ctx := context.Background()
+	want, err := d.Status(ctx, 0, testDisk, testDisk)
+	if err != nil || len(want) < 5 {
+		t.Fatalf("status %v: %v", want, err)
+	}
+	r.close()
+	r.open(false) // with no page in memory
+	d = r.disk("d", testDisk)
+	for _, f := range r.runFiles() {
+		r.corrupt(f, block.Size+30)
+	}
+	for _, s := range r.stores {
+		s.SetOffline(true)
+	}
+	short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+	defer cancel()
+	at := 0
+	got, err := d.Status(short, 0, testDisk, testDisk)
+	for i, e := range got { // what is told without the targets is right
+		if e.Hole != want[i].Hole || e.Len > want[i].Len || e.Len < want[i].Len && i < len(got)-1 {
+			t.Errorf("without the targets: extent %d of %v", i, got)
+		}
+		at += int(e.Len)
+	}
+	if at == testDisk || err != nil && len(got) > 0 {
+		t.Errorf("without the targets: %d of %d bytes, %v", at, testDisk, err)
+	}
+	for _, s := range r.stores {
+		s.SetOffline(false)
+	}
+	if got, err = d.Status(ctx, 0, testDisk, testDisk); err != nil || !slices.Equal(got, want) {
+		t.Errorf("status %v, %v\nwant %v", got, err, want)
+	}
+	r.expect(d, model)
 }
