@@ -469,3 +469,43 @@ func (r raw) goOn() {
 		r.t.Fatalf("GO was answered %x, %v", p, err)
 	}
 }
+
+// closedExports fails the test when somebody opens or lists anything.
+type closedExports struct{ t *testing.T }
+
+func (e closedExports) List() []string {
+	e.t.Error("exports were listed")
+	return nil
+}
+
+func (e closedExports) Open(context.Context, string) (Device, func(), error) {
+	e.t.Error("an export was opened")
+	return nil, nil, ErrNotFound
+}
+
+// FuzzPlainWhereTLSIsRequired feeds arbitrary bytes to a listener that requires TLS: whatever they
+// are, they never get as far as the exports.
+func FuzzPlainWhereTLSIsRequired(f *testing.F) {
+	for _, seed := range []string{
+		`00000003` + hexStartTLS, `00000003` + hexStartTLS + hexStartTLS, `00000003 "IHAVEOPT" 00000005 00000001 00` + hexStartTLS,
+		`00000001 "IHAVEOPT" 00000001 00000004 "disk"`, `00000003 "IHAVEOPT" 00000007 0000000a 00000004 "disk" 0000`,
+		`00000003 "IHAVEOPT" 00000008 00000000 "IHAVEOPT" 00000003 00000000 "IHAVEOPT" 00000006 00000006 00000000 0000`,
+		`00000003 "IHAVEOPT" 0000000a 0000001f 00000004 "disk" 00000001 0000000f "base:allocation" "IHAVEOPT" 00000002 00000000`,
+	} {
+		f.Add(unhex(f, seed))
+	}
+	ca, dir := pki.NewCA(f, "ca"), f.TempDir()
+	ca.Dir(f, dir, "server", ca.Server(f, "gateway"))
+	x, err := NewTLS(TLSFiles{Certificate: dir + "/server-cert.pem", Key: dir + "/server-key.pem"}, nil)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, script []byte) {
+		s, err := New(Options{Exports: closedExports{t}, InFlightBytes: 1 << 20})
+		if err != nil {
+			t.Fatal(err)
+		}
+		sock := &scriptConn{in: bytes.NewReader(script)}
+		newConn(context.Background(), s, sock, ListenOptions{TLS: x, TLSRequired: true}).serve()
+	})
+}
