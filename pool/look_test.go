@@ -83,7 +83,8 @@ func TestAShortLookAtTheRoot(t *testing.T) {
 
 // TestAShortLookRefusesWhatALongOneDoes opens a log that was closed cleanly while no target answers.
 func TestAShortLookRefusesWhatALongOneDoes(t *testing.T) {
-	r, stores := stallingRig(t, func(o *Options) { o.RootTimeout, o.RootLook = 300*time.Millisecond, 20*time.Millisecond })
+	patience := 300 * time.Millisecond
+	r, stores := stallingRig(t, func(o *Options) { o.RootTimeout, o.RootLook = patience, 20*time.Millisecond })
 	r.disk("d", testDisk)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -97,10 +98,10 @@ func TestAShortLookRefusesWhatALongOneDoes(t *testing.T) {
 	if err := r.tryOpen(false); !errors.Is(err, root.ErrNoQuorum) {
 		t.Errorf("opened, or failed with %v", err)
 	}
-	if took := time.Since(began); took < 300*time.Millisecond {
+	if took := time.Since(began); took < patience {
 		t.Errorf("gave up after %v", took)
 	}
-	r.pool = nil
+	r.pool, patience = nil, hangs
 	for _, s := range stores {
 		s.left.Store(0)
 	}
