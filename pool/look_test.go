@@ -3,12 +3,15 @@ package pool
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"graindisk/backend"
+	"graindisk/backend/backendtest"
 	"graindisk/pool/root"
 )
 
@@ -80,7 +83,8 @@ func TestAShortLookAtTheRoot(t *testing.T) {
 
 // TestAShortLookRefusesWhatALongOneDoes opens a log that was closed cleanly while no target answers.
 func TestAShortLookRefusesWhatALongOneDoes(t *testing.T) {
-	r, stores := stallingRig(t, func(o *Options) { o.RootTimeout, o.RootLook = 300*time.Millisecond, 20*time.Millisecond })
+	patience := 300 * time.Millisecond
+	r, stores := stallingRig(t, func(o *Options) { o.RootTimeout, o.RootLook = patience, 20*time.Millisecond })
 	r.disk("d", testDisk)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -94,10 +98,10 @@ func TestAShortLookRefusesWhatALongOneDoes(t *testing.T) {
 	if err := r.tryOpen(false); !errors.Is(err, root.ErrNoQuorum) {
 		t.Errorf("opened, or failed with %v", err)
 	}
-	if took := time.Since(began); took < 300*time.Millisecond {
+	if took := time.Since(began); took < patience {
 		t.Errorf("gave up after %v", took)
 	}
-	r.pool = nil
+	r.pool, patience = nil, hangs
 	for _, s := range stores {
 		s.left.Store(0)
 	}
@@ -135,23 +139,57 @@ func TestOneTargetThatHangsHoldsNoOpenUp(t *testing.T) {
 	stores[1].left.Store(0)
 }
 
-// TestARenamedTargetIsWaitedFor gives a target another name: only its copy of the root says who it is.
-func TestARenamedTargetIsWaitedFor(t *testing.T) {
-	name := ""
-	r, stores := stallingRig(t, func(o *Options) {
-		o.RootTimeout = hangs
-		if name != "" {
-			o.Targets[1].Name = name
-		}
-	})
-	model := make([]byte, testDisk)
-	r.scribble(r.disk("d", testDisk), model, 10)
-	r.abandon()
-	name = "other"
-	stores[1].left.Store(1)
-	r.open(false)
-	r.expect(r.disk("d", testDisk), model)
-	if got := r.pool.Status().Targets[1]; got.Name != name || got.Root != string(root.OK) {
-		t.Errorf("the target with another name is %q, its root %q", got.Name, got.Root)
+// TestReadingTheRootTakesAsLongAsItMust reads the root for a log on the tier, in fake time.
+func TestReadingTheRootTakesAsLongAsItMust(t *testing.T) {
+	const look = 500 * time.Millisecond
+	for _, c := range []struct {
+		name   string
+		stall  [3]int64 // reads of each copy that never answer
+		rename string   // of the second target
+		took   time.Duration
+		found  bool
+	}{
+		{"all answer", [3]int64{}, "", 0, true},
+		{"one hangs: a majority is enough, after the linger", [3]int64{0, math.MaxInt64}, "", 250 * time.Millisecond, true},
+		{"one with another name hangs at first: only its copy tells who it is", [3]int64{0, 1}, "other", 250 * time.Millisecond, true},
+		{"a majority hangs: the log must do", [3]int64{0, math.MaxInt64, math.MaxInt64}, "", look, false},
+		{"all hang", [3]int64{math.MaxInt64, math.MaxInt64, math.MaxInt64}, "", look, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				o := Options{Name: "p", RootTimeout: hangs, RootLook: look}
+				var stores [3]stalling
+				for i := range stores {
+					stores[i].Store = backendtest.NewMemory(fmt.Sprint(i))
+					o.Targets = append(o.Targets, Target{Name: fmt.Sprintf("t%d", i), Store: &stores[i]})
+				}
+				if err := Create(t.Context(), o); err != nil {
+					t.Fatal(err)
+				}
+				for i, n := range c.stall {
+					stores[i].left.Store(n)
+				}
+				if c.rename != "" {
+					o.Targets[1].Name = c.rename
+				}
+				o = o.withDefaults()
+				reg, err := root.Open(root.Options{Targets: rootTargets(o.Targets)})
+				if err != nil {
+					t.Fatal(err)
+				}
+				p := &Pool{o: o, reg: reg}
+				began := time.Now() // the bubble's clock
+				view, err := p.readRoot(t.Context(), true)
+				if err != nil || (view != nil) != c.found {
+					t.Fatalf("view %v, error %v", view, err)
+				}
+				if took := time.Since(began); took != c.took {
+					t.Errorf("took %v, want %v", took, c.took)
+				}
+				if _, ok := p.store(2); c.found && (!ok || p.targetName(2) != o.Targets[1].Name) {
+					t.Errorf("member 2 has a store: %v; its name is %q", ok, p.targetName(2))
+				}
+			})
+		})
 	}
 }

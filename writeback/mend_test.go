@@ -230,6 +230,11 @@ func TestTornCopyIsPassedOver(t *testing.T) {
 	}
 	r.sync()
 	r.log.mu.Lock()
+	for len(r.log.ready) == 0 { // the log is about to make one ready
+		r.log.mu.Unlock()
+		time.Sleep(time.Millisecond)
+		r.log.mu.Lock()
+	}
 	from, to, files := r.log.files[0], r.log.ready[0].slot, len(r.log.files)
 	r.log.mu.Unlock()
 	if files != 2 || from.sealed {
