@@ -93,8 +93,9 @@ func (t *Tree) mergeLoop() {
 	}
 }
 
-// mergeAll merges the frozen level 0, then whatever has become too large. One merge runs at a time
-// among the trees of a store.
+// mergeAll merges the frozen level 0, then whatever has become too large. A merge of a run that failed comes
+// first: part of the run may be in the level below already, and what hid it in both would be told as two
+// losses. One merge runs at a time among the trees of a store.
 func (t *Tree) mergeAll() error {
 	if s := t.o.Store; s != nil {
 		select {
@@ -106,6 +107,11 @@ func (t *Tree) mergeAll() error {
 			<-s.merging
 			s.sweep()
 		}()
+	}
+	if i := t.begun; i > 0 {
+		if err := t.mergeRun(i); err != nil {
+			return err
+		}
 	}
 	if err := t.mergeFrozen(); err != nil {
 		return err

@@ -91,7 +91,6 @@ func TestTreeSurvivesPowerCut(t *testing.T) {
 // TestFailedMergesLoseNothing makes writes, syncs and creations of run files fail, one kind after the
 // other, and expects the tree to go on, to say so, and to merge once they succeed again.
 func TestFailedMergesLoseNothing(t *testing.T) {
-	const n = 2048
 	for _, fault := range []crashtest.Fault{
 		{Op: crashtest.OpWrite, Path: "run-*", Err: syscall.ENOSPC},
 		{Op: crashtest.OpWrite, Path: "run-*", Skip: 5},
@@ -100,56 +99,61 @@ func TestFailedMergesLoseNothing(t *testing.T) {
 		{Op: crashtest.OpSyncDir},
 		{Op: crashtest.OpRead, Path: "run-*", Skip: 9},
 	} {
-		t.Run(fault.Op.String(), func(t *testing.T) {
-			r := newRand(t)
-			fsys := crashtest.NewFS(crashtest.Options{})
-			d := &disk{fs: fsys, dir: "/", cache: 1 << 20}
-			d.open(t)
-			books, model := newLedger(), newFlat(n)
-			var guard sync.RWMutex
-			var failed atomic.Int64
-			o := small(d, books, &guard)
-			o.MergeFailed = func(error) { failed.Add(1) }
-			tree := New(o)
-			next := block.NewExtentID(1, 0)
-			put := func(times int) {
-				for range times {
-					es := randomPut(r, n, &next)
-					for _, e := range es {
-						books.stored(e)
-						model.put(e)
-					}
-					tree.Put(es)
-				}
+		t.Run(fault.Op.String(), func(t *testing.T) { failedMergesLoseNothing(t, fault, newRand(t)) })
+	}
+	t.Run("read, half of a run of level 1 being in level 2", func(t *testing.T) {
+		failedMergesLoseNothing(t, crashtest.Fault{Op: crashtest.OpRead, Path: "run-*", Skip: 9}, rand.New(rand.NewPCG(1795281167748226937, 1)))
+	})
+}
+
+func failedMergesLoseNothing(t *testing.T, fault crashtest.Fault, r *rand.Rand) {
+	const n = 2048
+	fsys := crashtest.NewFS(crashtest.Options{})
+	d := &disk{fs: fsys, dir: "/", cache: 1 << 20}
+	d.open(t)
+	books, model := newLedger(), newFlat(n)
+	var guard sync.RWMutex
+	var failed atomic.Int64
+	o := small(d, books, &guard)
+	o.MergeFailed = func(error) { failed.Add(1) }
+	tree := New(o)
+	next := block.NewExtentID(1, 0)
+	put := func(times int) {
+		for range times {
+			es := randomPut(r, n, &next)
+			for _, e := range es {
+				books.stored(e)
+				model.put(e)
 			}
-			put(200)
-			must(t, tree.Flush())
-			fsys.Inject(fault)
-			put(200)
-			if err := tree.Flush(); err == nil || failed.Load() == 0 {
-				t.Errorf("flush on a broken disk: %v; %d failures told", err, failed.Load())
-			}
-			if s := tree.Stats(); s.MergeErr == nil || s.Level0 <= o.Level0Max {
-				t.Errorf("no sign of trouble: %+v", s)
-			}
-			if fault.Op != crashtest.OpRead {
-				model.check(t, tree, 0, n)
-			}
-			books.check(t, model, false)
-			fsys.ClearFaults()
-			put(10)
-			must(t, tree.Compact())
-			model.check(t, tree, 0, n)
-			books.check(t, model, true)
-			if s := tree.Stats(); s.MergeErr != nil || s.Level0 != 0 {
-				t.Errorf("still in trouble: %+v", s)
-			}
-			tree.Close()
-			d.store.Keep(nil, false)
-			if names, err := fsys.ReadDir("/"); err != nil || len(names) > 0 {
-				t.Errorf("%d files are left: %v", len(names), err)
-			}
-		})
+			tree.Put(es)
+		}
+	}
+	put(200)
+	must(t, tree.Flush())
+	fsys.Inject(fault)
+	put(200)
+	if err := tree.Flush(); err == nil || failed.Load() == 0 {
+		t.Errorf("flush on a broken disk: %v; %d failures told", err, failed.Load())
+	}
+	if s := tree.Stats(); s.MergeErr == nil || s.Level0 <= o.Level0Max {
+		t.Errorf("no sign of trouble: %+v", s)
+	}
+	if fault.Op != crashtest.OpRead {
+		model.check(t, tree, 0, n)
+	}
+	books.check(t, model, false)
+	fsys.ClearFaults()
+	put(10)
+	must(t, tree.Compact())
+	model.check(t, tree, 0, n)
+	books.check(t, model, true)
+	if s := tree.Stats(); s.MergeErr != nil || s.Level0 != 0 {
+		t.Errorf("still in trouble: %+v", s)
+	}
+	tree.Close()
+	d.store.Keep(nil, false)
+	if names, err := fsys.ReadDir("/"); err != nil || len(names) > 0 {
+		t.Errorf("%d files are left: %v", len(names), err)
 	}
 }
 

@@ -83,9 +83,11 @@ func (t *Tree) mergeRun(i int) error {
 		turn = 0
 	}
 	m := merger{t: t, level: i + 1, from: row[turn : turn+1]}
+	t.begun = i
 	if err := m.run(); err != nil {
-		return err
+		return err // the next try takes the same run: neither row nor cursor has changed
 	}
+	t.begun = 0
 	t.cursor[i] = m.from[0].Last + 1
 	return nil
 }

@@ -107,6 +107,7 @@ type Tree struct {
 	stats  counters
 	below  atomic.Int64             // entries of all levels
 	cursor [levelsMax + 1]block.LBA // per level, where the last merged run ended; the merge's
+	begun  int                      // level of which a run is being merged, or was when that failed; 0 is none; the merge's
 
 	mu     sync.RWMutex // guards the next two, which change only with o.Guard held as well
 	level0 level0       // changed by the writer alone
