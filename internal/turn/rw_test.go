@@ -56,11 +56,9 @@ func TestRWLockLetsReadersInTogetherAndInOrder(t *testing.T) {
 			}
 		}
 		l.RLock() // it is free again
+		defer l.RUnlock()
 		l.RLock()
-		l.RUnlock()
-		l.RUnlock()
-		l.Lock()
-		defer l.Unlock()
+		defer l.RUnlock()
 	})
 }
 
