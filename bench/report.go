@@ -30,6 +30,7 @@ type row struct {
 	Name string   `json:"name"`
 	Unit unit     `json:"unit"`
 	Load []string `json:"fio_flags,omitempty"`
+	Note string   `json:"note,omitempty"` // what the figure compares, or costs
 
 	Gateway   []sample            `json:"gateway,omitempty"`
 	Baselines map[string][]sample `json:"baselines,omitempty"`
@@ -38,7 +39,6 @@ type row struct {
 	Values []float64 `json:"values,omitempty"`
 	Dirty  []int64   `json:"dirty_bytes,omitempty"` // at each kill
 	Target float64   `json:"at_most,omitempty"`
-	Note   string    `json:"note,omitempty"` // what the figure compares, or costs
 }
 
 func (r *row) baseline(name string, s sample) {
