@@ -2,7 +2,7 @@
 // both behind a unix socket, loaded by fio's nbd engine. It prints a table and writes the same
 // figures, with every flag used, as JSON.
 //
-//	go run ./bench                        every row, in less than twelve minutes
+//	go run ./bench                        every row, in less than ten minutes
 //	go run ./bench -rows randread,upload  these only
 //
 // What is measured against what:

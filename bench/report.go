@@ -30,6 +30,7 @@ type row struct {
 	Name string   `json:"name"`
 	Unit unit     `json:"unit"`
 	Load []string `json:"fio_flags,omitempty"`
+	Note string   `json:"note,omitempty"` // what the figure compares, or costs
 
 	Gateway   []sample            `json:"gateway,omitempty"`
 	Baselines map[string][]sample `json:"baselines,omitempty"`
@@ -41,7 +42,6 @@ type row struct {
 
 	Least   bool       `json:"least_counts,omitempty"` // of Values, not their median
 	Reopens []reopened `json:"reopens,omitempty"`
-	Note    string     `json:"note,omitempty"` // what the figure compares, or costs
 }
 
 func (r *row) baseline(name string, s sample) {
