@@ -100,6 +100,7 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 	if err != nil {
 		return nil, errors.Join(err, p.closeTier())
 	}
+	p.sweepCache()
 	pctx, cancel := context.WithCancel(context.Background())
 	p.pub.cancel, p.pub.done, p.pub.local = cancel, make(chan struct{}), make(chan struct{})
 	go p.publish(pctx)
@@ -287,7 +288,7 @@ func (p *Pool) openSpace() error {
 	}
 	space.OnEvict(p.cache.DropSlot)
 	space.OnTake(p.cache.MakeRoom)
-	p.fetcher = fetch.New(fetch.Options{Source: p.fetchExtents, Cache: tierExtents{p.cache}})
+	p.fetcher = fetch.New(fetch.Options{Source: p.fetchExtents, Cache: tierExtents{p.cache, p}})
 	return nil
 }
 

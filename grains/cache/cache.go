@@ -31,6 +31,10 @@
 // periods and again 20 periods after the sets have swapped; a scanner beside them costs each disk less
 // than 2 points (TestSharesFollowTheWorkingSets).
 //
+// What nothing maps any more is dropped by name (Forget) as soon as the maps tell, on the tier and in RAM, and is not
+// filled again; after a restart Sweep drops what the saved index still names. A slot in which nothing is
+// left is given back by the next Save, one in which little is left loses it as if it had not been read.
+//
 // The RAM cache answers a 4 KiB read for 0.6 µs of CPU where the page cache and the CRC take 1.6; not to
 // find one there costs nothing that can be measured (BenchmarkReadHit). It answers what it has without
 // counting a read on the tier; eviction there asks it instead.
@@ -316,6 +320,39 @@ func unpin(s space, runs []run) {
 // Drop forgets an extent on the tier. Save gives back the slots in which nothing is left.
 func (c *Cache) Drop(id block.ExtentID) { c.replace(id, nil) }
 
+// Forget drops an extent of so many blocks that nothing wants any more, on the tier and in RAM. It costs no
+// I/O: what it leaves on the tier goes with its slot.
+func (c *Cache) Forget(id block.ExtentID, blocks int) {
+	c.Drop(id)
+	if c.ram != nil {
+		c.ram.drop(id, min(blocks, ExtentBlocksMax))
+	}
+}
+
+// Sweep forgets, in the background and once all that Load found is in the index, what dead says nothing wants
+// any more.
+func (c *Cache) Sweep(dead func(block.ExtentID) bool) {
+	c.work.Go(func() {
+		c.loading.Wait()
+		for slot := range c.slots {
+			if c.closing.Load() {
+				return
+			}
+			if c.slots[slot].Load() == nil || !c.space.Pin(slot) {
+				continue
+			}
+			if info := c.slots[slot].Load(); info != nil && !info.saved {
+				for i := range info.count() {
+					if id := info.extent(i); dead(id) {
+						c.remove(id, placed{slot, i})
+					}
+				}
+			}
+			c.space.Unpin(slot)
+		}
+	})
+}
+
 // DropSlot forgets all blocks on a slot. The tier's evict callback calls it, when the slot can no
 // longer be pinned; whoever frees a slot of which blocks were adopted calls it first.
 func (c *Cache) DropSlot(slot int) {
@@ -361,7 +398,8 @@ type Stats struct {
 	Entries      int   // runs of adjacent blocks in the index
 	Bytes        int64 // of the blocks in the index
 	MemoryBytes  int64 // of the index itself, the ghost included
-	RAMBytes     int64 // of the RAM cache, everything counted
+	RAMBytes     int64 // bound of the RAM cache, everything counted
+	RAMUsedBytes int64 // of the blocks in it
 }
 
 // Stats counts.
@@ -386,7 +424,7 @@ func (c *Cache) Stats() Stats {
 		}
 	}
 	if c.ram != nil {
-		s.RAMBytes = c.ram.bytes
+		s.RAMBytes, s.RAMUsedBytes = c.ram.bytes, c.ram.used()
 	}
 	return s
 }
