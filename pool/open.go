@@ -100,6 +100,7 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 	if err != nil {
 		return nil, errors.Join(err, p.closeTier())
 	}
+	o.warnOfRAM()
 	p.sweepCache()
 	pctx, cancel := context.WithCancel(context.Background())
 	p.pub.cancel, p.pub.done, p.pub.local = cancel, make(chan struct{}), make(chan struct{})
@@ -283,7 +284,10 @@ func (p *Pool) openSpace() error {
 		return err
 	}
 	p.space = space
-	if p.cache, err = cache.New(space, cache.Options{RAMBytes: p.o.RAMBytes, FS: p.o.FS, Dir: p.o.TierDir, Log: p.o.Log}); err != nil {
+	if p.cache, err = cache.New(space, cache.Options{RAMBytes: p.o.RAMBytes, IndexBytes: p.o.CacheIndexBytes, FS: p.o.FS, Dir: p.o.TierDir, Log: p.o.Log}); err != nil {
+		if errors.Is(err, cache.ErrMemory) {
+			err = fmt.Errorf("tier of %d bytes: %w; set a larger tier.ram, twice that, or a smaller tier.size", p.o.TierBytes, err)
+		}
 		return err
 	}
 	space.OnEvict(p.cache.DropSlot)

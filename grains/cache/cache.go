@@ -54,13 +54,15 @@
 // Memory, all without pointers: per run of adjacent blocks of one extent 13.25 bytes for the entry and
 // 4.8 to 6 for its place in the hash table, per block of a slot in use 4 for the CRC, per 64 KiB of
 // tier 4 for the ghost. That is 1.4 MiB per GiB of tier at 64 KiB extents and 5.6 to 5.9 MiB at 4 KiB
-// (TestIndexMemory).
+// (TestIndexMemory). With Options.IndexBytes that is bounded, exactly (memory.go): near the bound the oldest
+// slots are evicted, at it nothing more is cached, so that a tier too large for its memory is used in part.
 //
 // Extent names are unique within a pool, so each pool has a Cache of its own; all may share one
 // tier. The tier's evict callback must call DropSlot of each, the take callback MakeRoom.
 package cache
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -107,14 +109,19 @@ type BlockRef struct {
 	CRC   uint32
 }
 
+// ErrMemory means a bound of the index that is too low for the tier.
+var ErrMemory = errors.New("too little memory for the tier")
+
 // Options of a cache; a zero field means its default.
 type Options struct {
-	Reserve  int              // slots that filling leaves free or clean for the log; default 2
-	RAMBytes int64            // bound of the RAM cache, everything counted; default none
-	FS       vfs.FS           // where the index is saved; default nowhere
-	Dir      string           // of the tier
-	Now      func() time.Time // for the periods of the shares; default time.Now
-	Log      *slog.Logger     // default: nowhere
+	Reserve  int   // slots that filling leaves free or clean for the log; default 2
+	RAMBytes int64 // bound of the RAM cache, everything counted; default none
+	// IndexBytes bounds the memory of the index; what it has no room for is not cached. Default: no bound.
+	IndexBytes int64
+	FS         vfs.FS           // where the index is saved; default nowhere
+	Dir        string           // of the tier
+	Now        func() time.Time // for the periods of the shares; default time.Now
+	Log        *slog.Logger     // default: nowhere
 }
 
 // Cache is safe for concurrent use.
@@ -142,11 +149,12 @@ type Cache struct {
 	work       sync.WaitGroup // all else in the background; what starts there may start more
 	closing    atomic.Bool
 	counters   counters
+	memory     memory
 }
 
 type counters struct {
 	hits, misses, fills, fillsSkipped, evicted, crcFailures, readErrors atomic.Uint64
-	ramHits, moved, filledBytes, movedBytes                             atomic.Uint64
+	ramHits, moved, filledBytes, movedBytes, adoptsSkipped              atomic.Uint64
 }
 
 // New makes an empty cache over the slots of s.
@@ -165,6 +173,10 @@ func New(s space, o Options) (*Cache, error) {
 		return nil, fmt.Errorf("cache: %d slots of %d blocks: at most %d blocks, %d in a slot",
 			s.Slots(), s.SlotBlocks(), int64(1<<32-1), 1<<blockBits)
 	}
+	if least := memoryMin(s.Slots(), uint32(s.SlotBlocks())); o.IndexBytes > 0 && o.IndexBytes < least {
+		return nil, fmt.Errorf("cache: %d bytes for the index of %d slots of %d bytes: %w, at least %d are needed",
+			o.IndexBytes, s.Slots(), s.SlotBlocks()*block.Size, ErrMemory, least)
+	}
 	c := &Cache{
 		space: s, fs: o.FS, dir: o.Dir, slotBlocks: uint32(s.SlotBlocks()), reserve: o.Reserve, log: o.Log,
 		refBits: refBitsOf(s.Slots(), s.SlotBlocks()),
@@ -182,6 +194,8 @@ func New(s space, o Options) (*Cache, error) {
 	}
 	c.ghost.init(blocks)
 	c.shares.init(o.Now)
+	c.memory.init(o.IndexBytes, c.slotBlocks)
+	c.memory.used.Store(4*int64(len(c.ghost.cells)) + recentBytes + shardCount*shardBytes + 8*int64(len(c.slots)))
 	return c, nil
 }
 
@@ -194,7 +208,13 @@ func (c *Cache) Adopt(disk block.DiskID, id block.ExtentID, refs []BlockRef) {
 	var buf [8]run
 	runs := buf[:0]
 	for i, ref := range refs {
-		c.info(ref.Place.Slot()).crcs[ref.Place.Block()].Store(ref.CRC)
+		info := c.info(ref.Place.Slot())
+		if info == nil {
+			c.counters.adoptsSkipped.Add(1)
+			c.makeMemory()
+			return
+		}
+		info.crcs[ref.Place.Block()].Store(ref.CRC)
 		if n := len(runs); n > 0 && runs[n-1].follows(ref.Place) {
 			runs[n-1].blocks++
 			continue
@@ -205,28 +225,39 @@ func (c *Cache) Adopt(disk block.DiskID, id block.ExtentID, refs []BlockRef) {
 	entries := placedBuf[:0]
 	for _, r := range runs {
 		slot := r.place.Slot()
-		if e, ok := c.info(slot).add(id, uint8(disk), r); ok {
-			entries = append(entries, placed{slot, e})
+		e, ok := c.add(c.info(slot), newEntry{id, uint8(disk), r}, false)
+		if !ok {
+			c.counters.adoptsSkipped.Add(1)
+			break // an extent that is not whole would only take room
 		}
+		entries = append(entries, placed{slot, e})
 	}
-	c.replace(id, entries)
+	if len(entries) == len(runs) {
+		c.replace(id, entries)
+	}
+	c.makeMemory()
 }
 
-// info is what is known of a slot, which the caller keeps from being evicted.
+// info is what is known of a slot, which the caller keeps from being evicted; nil if there is no memory
+// to know anything.
 func (c *Cache) info(slot int) *slotInfo {
 	if s := c.slots[slot].Load(); s != nil {
 		return s
 	}
-	return c.know(slot, false)
+	s := c.newInfo(false)
+	if s == nil {
+		return nil
+	}
+	return c.know(slot, false, s)
 }
 
-// know makes a slot known.
-func (c *Cache) know(slot int, kept bool) *slotInfo {
-	s := newSlotInfo(c.slotBlocks)
+// know makes a slot known by s, unless it is.
+func (c *Cache) know(slot int, kept bool, s *slotInfo) *slotInfo {
 	s.age, s.stamp, s.kept = c.age.Add(1), c.stamp(slot), kept
 	if c.slots[slot].CompareAndSwap(nil, s) {
 		return s
 	}
+	c.giveBack(s)
 	return c.slots[slot].Load()
 }
 
@@ -362,6 +393,7 @@ func (c *Cache) DropSlot(slot int) {
 	}
 	c.counters.evicted.Add(c.dropSlot(slot, info))
 	c.slots[slot].Store(nil)
+	c.giveBack(info)
 }
 
 // Close ends filling and evicting, waits for them, and saves the index. No other method may be under way
@@ -385,21 +417,22 @@ func (c *Cache) Close() {
 
 // Stats are counts since New and the present size.
 type Stats struct {
-	Hits, Misses uint64 // calls of Read
-	RAMHits      uint64 // of Hits, answered from RAM
-	Fills        uint64 // extents filled
-	FillsSkipped uint64 // for want of a slot, or over the disk's share
-	FilledBytes  uint64 // written to the tier by fills
-	Moved        uint64 // runs copied to the main queue
-	MovedBytes   uint64
-	Evicted      uint64 // entries that left with their slot
-	CRCFailures  uint64 // blocks that were not what was stored
-	ReadErrors   uint64
-	Entries      int   // runs of adjacent blocks in the index
-	Bytes        int64 // of the blocks in the index
-	MemoryBytes  int64 // of the index itself, the ghost included
-	RAMBytes     int64 // bound of the RAM cache, everything counted
-	RAMUsedBytes int64 // of the blocks in it
+	Hits, Misses  uint64 // calls of Read
+	RAMHits       uint64 // of Hits, answered from RAM
+	Fills         uint64 // extents filled
+	FillsSkipped  uint64 // for want of a slot, or over the disk's share
+	AdoptsSkipped uint64 // extents of the log that the index had no memory for
+	FilledBytes   uint64 // written to the tier by fills
+	Moved         uint64 // runs copied to the main queue
+	MovedBytes    uint64
+	Evicted       uint64 // entries that left with their slot
+	CRCFailures   uint64 // blocks that were not what was stored
+	ReadErrors    uint64
+	Entries       int   // runs of adjacent blocks in the index
+	Bytes         int64 // of the blocks in the index
+	MemoryBytes   int64 // of the index itself, the ghost included; never more than Options.IndexBytes
+	RAMBytes      int64 // bound of the RAM cache, everything counted
+	RAMUsedBytes  int64 // of the blocks in it
 }
 
 // Stats counts.
@@ -410,18 +443,12 @@ func (c *Cache) Stats() Stats {
 		Evicted: n.evicted.Load(), CRCFailures: n.crcFailures.Load(), ReadErrors: n.readErrors.Load(),
 		RAMHits: n.ramHits.Load(),
 		Moved:   n.moved.Load(), FilledBytes: n.filledBytes.Load(), MovedBytes: n.movedBytes.Load(),
-		MemoryBytes: 4 * int64(len(c.ghost.cells)+len(c.recent.cells)),
+		MemoryBytes: c.memory.used.Load(), AdoptsSkipped: n.adoptsSkipped.Load(),
 	}
 	for i := range c.shards {
-		entries, blocks, memory := c.shards[i].size()
+		entries, blocks := c.shards[i].size()
 		s.Entries += entries
 		s.Bytes += blocks * block.Size
-		s.MemoryBytes += memory
-	}
-	for i := range c.slots {
-		if info := c.slots[i].Load(); info != nil {
-			s.MemoryBytes += info.memory()
-		}
 	}
 	if c.ram != nil {
 		s.RAMBytes, s.RAMUsedBytes = c.ram.bytes, c.ram.used()

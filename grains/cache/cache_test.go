@@ -396,7 +396,7 @@ func TestGapBetweenOverlappingEntries(t *testing.T) {
 	}
 	var entries []placed
 	for i := range 2 {
-		e, _ := r.info(slot).add(1, 0, run{place: tier.NewPlace(slot, uint32(1+i)), off: i, blocks: 2})
+		e, _ := r.add(r.info(slot), newEntry{1, 0, run{place: tier.NewPlace(slot, uint32(1+i)), off: i, blocks: 2}}, false)
 		entries = append(entries, placed{slot, e})
 	}
 	r.replace(1, entries)

@@ -72,11 +72,12 @@ func (c *Cache) Fill(disk block.DiskID, id block.ExtentID, data []byte) {
 		return
 	}
 	c.recent.first(hash(id)) // the rest of the pass that missed it does not make it hot
-	if e, ok := c.info(at.Slot()).add(id, d, run{place: at, blocks: n}); ok {
+	if e, ok := c.add(c.info(at.Slot()), newEntry{id, d, run{place: at, blocks: n}}, false); ok {
 		c.replace(id, []placed{{at.Slot(), e}})
 		c.counters.fills.Add(1)
 		c.counters.filledBytes.Add(uint64(len(data)))
 	}
+	c.makeMemory()
 }
 
 // store writes data, whole blocks, to a place that room reserved, and notes its CRCs.
@@ -156,10 +157,16 @@ func (c *Cache) prepareLocked(f *filler) {
 	}
 }
 
-// prepare takes a slot and gives it its length and its header.
+// prepare takes a slot and gives it its length and its header. Without memory to know it there is none.
 func (c *Cache) prepare(kept bool) (int, error) {
+	info := c.newInfo(kept)
+	if info == nil {
+		c.makeMemory()
+		return noSlot, tier.ErrNoSlot
+	}
 	slot, err := c.space.Take(c.reserve)
 	if err != nil {
+		c.giveBack(info)
 		return noSlot, err
 	}
 	err = c.space.Prewrite(slot)
@@ -167,10 +174,11 @@ func (c *Cache) prepare(kept bool) (int, error) {
 		err = c.space.WriteAt(tier.NewPlace(slot, 0), [][]byte{newSlotHeader()})
 	}
 	if err != nil {
+		c.giveBack(info)
 		c.space.Free(slot)
 		return noSlot, err
 	}
-	c.know(slot, kept)
+	c.know(slot, kept, info)
 	return slot, nil
 }
 

@@ -22,9 +22,10 @@ type ghost struct {
 
 const ghostWays = 8
 
-func (g *ghost) init(tierBlocks int64) {
-	g.cells = make([]uint32, max(8, tierBlocks/16/ghostWays)*ghostWays)
-}
+// ghostCells is how many names are remembered for a tier of that many blocks.
+func ghostCells(tierBlocks int64) int64 { return max(8, tierBlocks/16/ghostWays) * ghostWays }
+
+func (g *ghost) init(tierBlocks int64) { g.cells = make([]uint32, ghostCells(tierBlocks)) }
 
 func (g *ghost) bucket(id block.ExtentID) (cells []uint32, print uint32) {
 	h := hash(id)
@@ -94,6 +95,8 @@ type recent struct {
 	clock atomic.Uint32
 	cells [8192]atomic.Uint32 // 20 bits of hash, the highest set, 12 bits of clock
 }
+
+const recentBytes = 8192 * 4
 
 // recentWindow is 32 streams of 4 KiB reads through 64 KiB extents, eight times over.
 const recentWindow = 4096

@@ -317,9 +317,14 @@ func (c *Cache) loadSlots(slots []int) {
 	}
 }
 
-// loadSlot reads the entries of a pinned slot. If it cannot, the slot is known to be empty.
+// loadSlot reads the entries of a pinned slot. If it cannot, the slot is known to be empty, or, for want of
+// memory, not known.
 func (c *Cache) loadSlot(slot int, head *slotInfo) error {
-	info := newSlotInfo(c.slotBlocks)
+	info := c.newInfo(false)
+	if info == nil {
+		c.slots[slot].Store(nil) // cold; the next Save frees it
+		return nil
+	}
 	info.age, info.stamp, info.kept = head.age, head.stamp, head.kept
 	err := c.decodeFile(slot, info)
 	if err != nil {
@@ -345,7 +350,7 @@ func (c *Cache) decodeFile(slot int, info *slotInfo) error {
 		for i := range r.blocks {
 			info.crcs[int(r.place.Block())+i].Store(binary.LittleEndian.Uint32(crcs[4*i:]))
 		}
-		info.add(id, disk, r)
+		c.add(info, newEntry{id, disk, r}, false)
 	})
 	if err == nil && (int(h.slot) != slot || h.stamp != info.stamp) {
 		err = fmt.Errorf("%w: of another slot", ErrCorrupt)

@@ -1,0 +1,170 @@
+package cache
+
+import (
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"testing"
+
+	"graindisk/block"
+	"graindisk/tier"
+)
+
+// allocated adds up what the index has.
+func (c *Cache) allocated() int64 {
+	n := 4*int64(len(c.ghost.cells)) + recentBytes + shardCount*shardBytes + 8*int64(len(c.slots))
+	for i := range c.shards {
+		n += 4 * int64(len(c.shards[i].cells))
+	}
+	for i := range c.slots {
+		if s := c.slots[i].Load(); s != nil && !s.saved {
+			n += slotBytes(c.slotBlocks) + int64(s.count()+chunkLen-1)/chunkLen*chunkBytes
+		}
+	}
+	return n
+}
+
+// writeAll is the log writing a tier's worth of extents of so many blocks, read back now and then.
+func (m *sim) writeAll(t *testing.T, first block.ExtentID, blocks int, check func()) block.ExtentID {
+	var p [block.Size]byte
+	for range m.space.Slots() {
+		was := first
+		first = m.write(t, 1, first, blocks)
+		for id := was; id < first; id += 7 {
+			m.Read(id, 0, 1, p[:])
+		}
+		check()
+	}
+	return first
+}
+
+// TestIndexKeepsToItsBound turns a tier over, in small extents, large ones and small ones again, with memory for
+// half of the index and for all of it, alone and beside others.
+func TestIndexKeepsToItsBound(t *testing.T) {
+	const slots, slotBlocks = 48, 2048
+	for _, c := range []struct {
+		name   string
+		limit  int64
+		beside int64
+		part   float64 // of the tier that is cached at least, small and large extents
+		large  float64
+	}{
+		{"room for all", slots * slotBlocks * 32, 0, 0.7, 0.7},
+		{"room for half", slots * slotBlocks * 12, 0, 0.25, 0.7},
+		{"half of that is taken by others", slots * slotBlocks * 12, slots * slotBlocks * 100, 0.1, 0.4},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := newSim(t, slots, slotBlocks, Options{IndexBytes: c.limit})
+			m.ghost.init(slots * slotBlocks) // as it is
+			m.CountBeside(c.beside)
+			limit := c.limit - min(c.beside, c.limit/2)
+			check := func() {
+				if got := m.Stats().MemoryBytes; got > limit || got != m.allocated() {
+					t.Fatalf("%d bytes counted, %d there are, of at most %d", got, m.allocated(), limit)
+				}
+			}
+			heap := heapBytes()
+			next := block.ExtentID(1)
+			for _, blocks := range []int{1, 16, 1} {
+				for range 2 {
+					next = m.writeAll(t, next, blocks, check)
+				}
+				s := m.Stats()
+				cached := float64(s.Bytes) / (slots * slotBlocks * block.Size)
+				t.Logf("extents of %d blocks: %.0f %% of the tier cached with %d of %d bytes, %d skipped", blocks, 100*cached, s.MemoryBytes, limit, s.AdoptsSkipped)
+				if want := map[int]float64{1: c.part, 16: c.large}[blocks]; cached < want {
+					t.Errorf("extents of %d blocks: %.2f of the tier cached, want %.2f", blocks, cached, want)
+				}
+			}
+			if grown := heapBytes() - heap - int64(len(m.evictor.buf)); grown > limit+limit/8 {
+				t.Errorf("%d bytes of heap for an index of at most %d", grown, limit)
+			}
+			for i := range slots {
+				m.space.Evict(i)
+			}
+			if got := m.Stats().MemoryBytes; got != m.allocated() || got > memoryMin(slots, slotBlocks) {
+				t.Errorf("%d bytes are left of an index that is empty", got)
+			}
+		})
+	}
+}
+
+// TestIndexBoundHoldsUnderConcurrency fills, adopts, reads, forgets and saves from all sides at once.
+func TestIndexBoundHoldsUnderConcurrency(t *testing.T) {
+	const slots, slotBlocks = 24, 1024
+	limit := memoryMin(slots, slotBlocks)
+	m := newSim(t, slots, slotBlocks, Options{IndexBytes: limit, Reserve: 4})
+	m.ghost.init(slots * slotBlocks)
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	var wg sync.WaitGroup
+	for g := range 4 {
+		rnd := rand.New(rand.NewPCG(seed, uint64(g)))
+		wg.Go(func() {
+			var p [4 * block.Size]byte
+			for range 8000 {
+				id := block.ExtentID(rnd.IntN(30000))
+				if !m.Read(id, 0, 4, p[:]) {
+					m.Fill(1, id, zeroBlocks[:4*block.Size])
+				}
+				if rnd.IntN(10) == 0 {
+					m.Forget(id, 4)
+				}
+				if got := m.Stats().MemoryBytes; got > limit {
+					t.Errorf("%d bytes of at most %d", got, limit)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	m.settle()
+	if err := m.Save(); err != nil {
+		t.Fatal(err)
+	}
+	if got := m.Stats().MemoryBytes; got != m.allocated() {
+		t.Errorf("%d bytes counted, %d there are", got, m.allocated())
+	}
+	if s := m.Stats(); s.Fills == 0 || s.Evicted == 0 {
+		t.Errorf("nothing was filled or evicted: %+v", s)
+	}
+}
+
+// TestLoadKeepsToTheBound opens a tier whose saved index no longer fits: the youngest slots are known, the rest is cold.
+func TestLoadKeepsToTheBound(t *testing.T) {
+	dir := t.TempDir()
+	r := openRig(t, dir, 40)
+	for id := range block.ExtentID(40 * 3) {
+		r.Fill(1, id, extent(id, 0, 8))
+		r.settle()
+	}
+	r.close()
+	r = openRig(t, dir, 40)
+	r.memory.init(r.memory.used.Load()+12*(slotBytes(testSlotBlocks)+chunkBytes), testSlotBlocks)
+	r.loaded(func(int) bool { return false })
+	s := r.Stats()
+	if s.MemoryBytes > r.memory.limit || s.MemoryBytes != r.allocated() || s.Entries < 9 || s.Entries > 36 {
+		t.Errorf("%d of at most %d bytes, %d entries", s.MemoryBytes, r.memory.limit, s.Entries)
+	}
+	r.wants(false, 1, 0, 8)
+	if err := r.Save(); err != nil {
+		t.Fatal(err)
+	}
+	if free, _, clean := r.space.Counts(); clean > 14 || free+clean < 30 {
+		t.Errorf("%d free and %d clean slots: those that are not known should be free", free, clean)
+	}
+}
+
+func TestTooLittleMemoryIsRefused(t *testing.T) {
+	s, err := tier.Open(tier.Options{FS: &nullFS{files: map[string]*nullFile{}}, SlotBytes: 1 << 20, Slots: 64})
+	if err != nil {
+		t.Fatal(err)
+	}
+	least := memoryMin(64, 256)
+	if _, err := New(s, Options{IndexBytes: least - 1}); !errors.Is(err, ErrMemory) {
+		t.Errorf("one byte too few: %v", err)
+	}
+	if _, err := New(s, Options{IndexBytes: least}); err != nil {
+		t.Errorf("just enough: %v", err)
+	}
+}
