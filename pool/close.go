@@ -105,6 +105,7 @@ type Status struct {
 	Buffers               segment.BufferStats `json:"buffers"`  // memory of segments on their way
 	Targets               []TargetStatus      `json:"targets"`
 	Tier                  TierStatus          `json:"tier"`
+	Reads                 ReadCounts          `json:"-"`
 }
 
 // TargetStatus is one target of a pool.
@@ -126,7 +127,8 @@ type TierStatus struct {
 	Busy      int   `json:"busy_slots"`
 	Clean     int   `json:"clean_slots"`
 	// IndexBytes is the memory of the index of unpublished writes.
-	IndexBytes int64 `json:"index_bytes"`
+	IndexBytes int64       `json:"index_bytes"`
+	Cache      CacheStatus `json:"cache"`
 }
 
 // Status reports on the pool.
@@ -138,7 +140,10 @@ func (p *Pool) Status() Status {
 		UnpublishedBytes: u.Bytes, UnpublishedAgeSeconds: age(u), Exposure: p.exposure(pr),
 	}
 	free, busy, clean := p.space.Counts()
-	s.Tier = TierStatus{SlotBytes: p.o.SlotBytes, Free: free, Busy: busy, Clean: clean, IndexBytes: p.log.IndexBytes()}
+	s.Reads = p.readCounts()
+	s.Tier = TierStatus{
+		SlotBytes: p.o.SlotBytes, Free: free, Busy: busy, Clean: clean, IndexBytes: p.log.IndexBytes(), Cache: s.Reads.short(),
+	}
 	if !p.isClaimed() {
 		s.State = "claiming"
 	}

@@ -152,9 +152,20 @@ type Cache struct {
 	memory     memory
 }
 
+// counters are counted as things happen; those of two are of the small and of the main queue.
 type counters struct {
-	hits, misses, fills, fillsSkipped, evicted, crcFailures, readErrors atomic.Uint64
-	ramHits, moved, filledBytes, movedBytes, adoptsSkipped              atomic.Uint64
+	hits, fills, slotsEvicted                              [2]atomic.Uint64
+	ramHits, misses, remembered, fillsSkipped, filledBytes atomic.Uint64
+	adoptsSkipped, moved, movedBytes, evicted, forgotten   atomic.Uint64
+	crcFailures, readErrors                                atomic.Uint64
+}
+
+// queue is which of two counters a slot's go to.
+func (s *slotInfo) queue() int {
+	if s.kept {
+		return 1
+	}
+	return 0
 }
 
 // New makes an empty cache over the slots of s.
@@ -274,7 +285,6 @@ func (c *Cache) stamp(slot int) uint64 {
 // all of them are there and good; p is then undefined. len(p) must be blocks times block.Size.
 func (c *Cache) Read(id block.ExtentID, off, blocks int, p []byte) bool {
 	if c.read(id, off, blocks, p) {
-		c.counters.hits.Add(1)
 		return true
 	}
 	c.counters.misses.Add(1)
@@ -294,7 +304,10 @@ func (c *Cache) read(id block.ExtentID, off, blocks int, p []byte) bool {
 	if !ok {
 		return false
 	}
-	good := true
+	good, queue := true, 0
+	if len(runs) > 0 {
+		queue = c.slots[runs[0].place.Slot()].Load().queue()
+	}
 	for _, r := range runs {
 		if good {
 			good = c.readRun(id, r, p[(r.off-off)*block.Size:][:r.blocks*block.Size])
@@ -303,10 +316,13 @@ func (c *Cache) read(id block.ExtentID, off, blocks int, p []byte) bool {
 	}
 	if !good {
 		c.Drop(id)
-	} else if c.ram != nil {
+		return false
+	}
+	c.counters.hits[queue].Add(1)
+	if c.ram != nil {
 		c.ram.offer(id, off, p)
 	}
-	return good
+	return true
 }
 
 // readRun fills p from the pinned slot and checks it.
@@ -354,6 +370,7 @@ func (c *Cache) Drop(id block.ExtentID) { c.replace(id, nil) }
 // Forget drops an extent of so many blocks that nothing wants any more, on the tier and in RAM. It costs no
 // I/O: what it leaves on the tier goes with its slot.
 func (c *Cache) Forget(id block.ExtentID, blocks int) {
+	c.counters.forgotten.Add(1)
 	c.Drop(id)
 	if c.ram != nil {
 		c.ram.drop(id, min(blocks, ExtentBlocksMax))
@@ -391,7 +408,10 @@ func (c *Cache) DropSlot(slot int) {
 	if info == nil || planted.Bug("cache: slot reused without forgetting it") {
 		return
 	}
-	c.counters.evicted.Add(c.dropSlot(slot, info))
+	if n := c.dropSlot(slot, info); n > 0 {
+		c.counters.evicted.Add(n)
+		c.counters.slotsEvicted[info.queue()].Add(1)
+	}
 	c.slots[slot].Store(nil)
 	c.giveBack(info)
 }
@@ -415,22 +435,35 @@ func (c *Cache) Close() {
 	}
 }
 
+// Queue is a count for each of the two queues of slots.
+type Queue struct{ Small, Main uint64 }
+
+// Total is both.
+func (q Queue) Total() uint64 { return q.Small + q.Main }
+
+func both(n *[2]atomic.Uint64) Queue { return Queue{n[0].Load(), n[1].Load()} }
+
 // Stats are counts since New and the present size.
 type Stats struct {
 	Hits, Misses  uint64 // calls of Read
 	RAMHits       uint64 // of Hits, answered from RAM
-	Fills         uint64 // extents filled
+	SSDHits       Queue  // of Hits, by the queue of the first block
+	Fills         Queue  // extents filled, by the queue they went to
+	Remembered    uint64 // extents to fill that the ghost knew
 	FillsSkipped  uint64 // for want of a slot, or over the disk's share
-	AdoptsSkipped uint64 // extents of the log that the index had no memory for
 	FilledBytes   uint64 // written to the tier by fills
+	AdoptsSkipped uint64 // extents of the log that the index had no memory for
 	Moved         uint64 // runs copied to the main queue
 	MovedBytes    uint64
 	Evicted       uint64 // entries that left with their slot
+	SlotsEvicted  Queue  // slots with something in them
+	Forgotten     uint64 // extents that nothing maps any more
 	CRCFailures   uint64 // blocks that were not what was stored
 	ReadErrors    uint64
 	Entries       int   // runs of adjacent blocks in the index
 	Bytes         int64 // of the blocks in the index
-	MemoryBytes   int64 // of the index itself, the ghost included; never more than Options.IndexBytes
+	MemoryBytes   int64 // of the index itself, the ghost included; never more than MemoryMax
+	MemoryMax     int64 // Options.IndexBytes
 	RAMBytes      int64 // bound of the RAM cache, everything counted
 	RAMUsedBytes  int64 // of the blocks in it
 }
@@ -439,12 +472,14 @@ type Stats struct {
 func (c *Cache) Stats() Stats {
 	n := &c.counters
 	s := Stats{
-		Hits: n.hits.Load(), Misses: n.misses.Load(), Fills: n.fills.Load(), FillsSkipped: n.fillsSkipped.Load(),
-		Evicted: n.evicted.Load(), CRCFailures: n.crcFailures.Load(), ReadErrors: n.readErrors.Load(),
-		RAMHits: n.ramHits.Load(),
-		Moved:   n.moved.Load(), FilledBytes: n.filledBytes.Load(), MovedBytes: n.movedBytes.Load(),
-		MemoryBytes: c.memory.used.Load(), AdoptsSkipped: n.adoptsSkipped.Load(),
+		Misses: n.misses.Load(), RAMHits: n.ramHits.Load(), SSDHits: both(&n.hits),
+		Fills: both(&n.fills), Remembered: n.remembered.Load(), FillsSkipped: n.fillsSkipped.Load(), FilledBytes: n.filledBytes.Load(),
+		AdoptsSkipped: n.adoptsSkipped.Load(), Moved: n.moved.Load(), MovedBytes: n.movedBytes.Load(),
+		Evicted: n.evicted.Load(), SlotsEvicted: both(&n.slotsEvicted), Forgotten: n.forgotten.Load(),
+		CRCFailures: n.crcFailures.Load(), ReadErrors: n.readErrors.Load(),
+		MemoryBytes: c.memory.used.Load(), MemoryMax: c.memory.limit,
 	}
+	s.Hits = s.RAMHits + s.SSDHits.Total()
 	for i := range c.shards {
 		entries, blocks := c.shards[i].size()
 		s.Entries += entries

@@ -50,6 +50,9 @@ func (c *Cache) Fill(disk block.DiskID, id block.ExtentID, data []byte) {
 	d := uint8(disk)
 	proved, young := c.ghost.take(id)
 	c.shares.want(d, young)
+	if proved {
+		c.counters.remembered.Add(1)
+	}
 	if !proved && c.shares.over(d, int64(c.slotBlocks)) {
 		c.ghost.add(id, d)
 		c.counters.fillsSkipped.Add(1)
@@ -74,7 +77,7 @@ func (c *Cache) Fill(disk block.DiskID, id block.ExtentID, data []byte) {
 	c.recent.first(hash(id)) // the rest of the pass that missed it does not make it hot
 	if e, ok := c.add(c.info(at.Slot()), newEntry{id, d, run{place: at, blocks: n}}, false); ok {
 		c.replace(id, []placed{{at.Slot(), e}})
-		c.counters.fills.Add(1)
+		c.counters.fills[c.info(at.Slot()).queue()].Add(1)
 		c.counters.filledBytes.Add(uint64(len(data)))
 	}
 	c.makeMemory()

@@ -125,7 +125,7 @@ func TestIndexBoundHoldsUnderConcurrency(t *testing.T) {
 	if got := m.Stats().MemoryBytes; got != m.allocated() {
 		t.Errorf("%d bytes counted, %d there are", got, m.allocated())
 	}
-	if s := m.Stats(); s.Fills == 0 || s.Evicted == 0 {
+	if s := m.Stats(); s.Fills.Total() == 0 || s.Evicted == 0 {
 		t.Errorf("nothing was filled or evicted: %+v", s)
 	}
 }
