@@ -46,6 +46,7 @@ func (p *Pool) stopped() error {
 // pool. If the targets do not answer before ctx ends, it leaves the log intact and the pool held and
 // returns ErrShutdown: the next Open on this tier serves everything.
 func (p *Pool) Close(ctx context.Context) error {
+	p.endBoots()
 	perr := p.Publish(ctx)
 	p.pub.cancel()
 	if perr != nil {

@@ -26,6 +26,7 @@ type ReadCounts struct {
 	Fetch  fetch.Stats
 	Hedges segment.ReadStats
 	Shares []DiskShare
+	Warmed int64 // bytes of boot profiles that were read ahead
 }
 
 // DiskShare is what one disk has of the tier.
@@ -36,7 +37,7 @@ type DiskShare struct {
 }
 
 func (p *Pool) readCounts() ReadCounts {
-	c := ReadCounts{Cache: p.cache.Stats(), Fetch: p.fetcher.Stats(), Hedges: p.reader.Stats()}
+	c := ReadCounts{Cache: p.cache.Stats(), Fetch: p.fetcher.Stats(), Hedges: p.reader.Stats(), Warmed: p.boots.warmed.Load()}
 	names, ids := map[uint8]string{}, map[uint8]block.DiskID{}
 	p.mu.Lock()
 	for name, d := range p.disks {

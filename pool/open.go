@@ -65,6 +65,7 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 		o: o, disks: map[string]*vdisk.Disk{}, trees: map[block.DiskID]*densetree.Tree{}, nextDisk: 1,
 		segments: map[block.SegmentID]segment.Info{}, sick: map[block.TargetID]sickness{}, usage: extent.NewUsage(),
 	}
+	p.boots.init()
 	p.pub, p.buffers = newPublisher(), segment.NewBuffers(banksMax*o.SegmentBytes*3/2)
 	ro := root.Options{Targets: rootTargets(o.Targets), Log: o.Log}
 	if haveLog {
@@ -104,6 +105,7 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 	p.sweepCache()
 	pctx, cancel := context.WithCancel(context.Background())
 	p.pub.cancel, p.pub.done, p.pub.local = cancel, make(chan struct{}), make(chan struct{})
+	p.ahead.Go(func() { p.warmUp(pctx) })
 	go p.publish(pctx)
 	go func() {
 		defer close(p.pub.local)
@@ -299,6 +301,7 @@ func (p *Pool) openSpace() error {
 // closeTier closes what openTier opened, as far as it came.
 func (p *Pool) closeTier() error {
 	var errs []error
+	p.endBoots()
 	p.ahead.Wait()
 	if p.fetcher != nil {
 		p.fetcher.Close()

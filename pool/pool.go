@@ -112,6 +112,9 @@ type Options struct {
 	// cached. The index of unpublished writes counts against up to half of it. Default 6 MiB per GiB of tier,
 	// which is enough for any extents; see SplitRAM.
 	CacheIndexBytes int64
+	// BootBytes bounds what is recorded of each disk's first reads after an open, and read ahead at the next;
+	// default 256 MiB, negative for nothing.
+	BootBytes int64
 	// MapBytes bounds the cached pages of the disks' maps in RAM; default 16 MiB.
 	MapBytes int64
 	Host     string // who we are in messages; default the host's name
@@ -148,6 +151,7 @@ func (o Options) withDefaults() Options {
 	}
 	def(&o.IndexBytes, 64<<20)
 	def(&o.CacheIndexBytes, cacheIndexMost(o.TierBytes))
+	def(&o.BootBytes, 256<<20)
 	def(&o.MapBytes, 16<<20)
 	def(&o.CheckpointBytes, 16<<20)
 	if o.tableRows == 0 {
@@ -285,6 +289,8 @@ type Pool struct {
 	val      root.Value // as last committed or read; the publisher changes it
 	claimed  bool
 	sick     map[block.TargetID]sickness // targets that failed lately
+
+	boots boots
 
 	pub publisher // owned by the publisher goroutine
 }

@@ -146,6 +146,7 @@ type Cache struct {
 	shares     shares
 	ram        *ram           // nil: none
 	loading    sync.WaitGroup // of Load
+	loaded     chan struct{}  // closed when Load has found all
 	work       sync.WaitGroup // all else in the background; what starts there may start more
 	closing    atomic.Bool
 	counters   counters
@@ -196,6 +197,7 @@ func New(s space, o Options) (*Cache, error) {
 		slots:   make([]atomic.Pointer[slotInfo], s.Slots()),
 		small:   filler{open: noSlot, next: noSlot},
 		main:    filler{open: noSlot, next: noSlot, kept: true},
+		loaded:  make(chan struct{}),
 	}
 	if o.RAMBytes > 0 {
 		var err error

@@ -128,6 +128,34 @@ func (c *Cache) room(f *filler, n uint32) (tier.Place, bool) {
 	return at, true
 }
 
+// Spare tells whether so many blocks can be filled in now without anything being evicted for them, now or because
+// of them. It may take a slot and make it ready; later says to ask again in a moment, because one is being made ready.
+func (c *Cache) Spare(blocks int) (yes, later bool) {
+	need := min(blocks+ExtentBlocksMax, int(c.slotBlocks)-1) // the end of a slot may be left unused
+	f := &c.small
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for range 2 {
+		room := 0
+		if f.open != noSlot {
+			room = int(c.slotBlocks - f.at)
+		}
+		if f.next != noSlot {
+			room = int(c.slotBlocks) - 1
+		}
+		switch free, _, _ := c.space.Counts(); {
+		case c.memory.short(), f.closed, free <= c.ahead+c.reserve: // the next slot is taken ahead of need
+			return false, false
+		case room >= need:
+			return true, false
+		case f.preparing:
+			return false, true
+		}
+		c.prepareLocked(f)
+	}
+	return false, false
+}
+
 // giveUpLocked lets the open slot be evicted.
 func (c *Cache) giveUpLocked(f *filler) {
 	switch {

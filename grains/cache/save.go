@@ -230,10 +230,12 @@ func decodeSaved(b []byte, add func(id block.ExtentID, disk uint8, r run, crcs [
 // is missing, damaged or of an earlier tenure is cold.
 func (c *Cache) Load(busy func(slot int) bool) error {
 	if c.fs == nil {
+		close(c.loaded)
 		return nil
 	}
 	names, err := c.fs.ReadDir(c.dir)
 	if err != nil {
+		close(c.loaded)
 		return fmt.Errorf("cache: load: %w", err)
 	}
 	var mu sync.Mutex
@@ -275,9 +277,15 @@ func (c *Cache) Load(busy func(slot int) bool) error {
 	}
 	c.loadSlots(now)
 	slices.Reverse(later) // the youngest first
-	c.loading.Go(func() { c.loadSlots(later) })
+	c.loading.Go(func() {
+		c.loadSlots(later)
+		close(c.loaded)
+	})
 	return nil
 }
+
+// Loaded is closed when all that Load found is in the index.
+func (c *Cache) Loaded() <-chan struct{} { return c.loaded }
 
 // WaitLoaded returns when all that Load found is in the index. Load has returned before.
 func (c *Cache) WaitLoaded() { c.loading.Wait() }
