@@ -109,7 +109,7 @@ type Options struct {
 	// RAMBytes bounds the cache of blocks in RAM, everything counted; default none, else at least 256 KiB.
 	RAMBytes int64
 	// CacheIndexBytes bounds the index of what is cached on the tier, in RAM; where that is too little, less is
-	// cached. The index of unpublished writes counts against up to half of it. Default 6 MiB per GiB of tier,
+	// cached. The index of unpublished writes counts against up to half of it. Default 7 MiB per GiB of tier,
 	// which is enough for any extents; see SplitRAM.
 	CacheIndexBytes int64
 	// BootBytes bounds what is recorded of each disk's first reads after an open, and read ahead at the next;
@@ -181,7 +181,7 @@ func (o Options) withDefaults() Options {
 // What the cache's index takes per GiB of tier, at extents of 4 KiB and of a whole grain, and the least bound
 // that is worth setting: segments have indexes of their own.
 const (
-	cacheIndexSmall = 6 << 20
+	cacheIndexSmall = 7 << 20
 	cacheIndexGrain = 3 << 19
 	cacheIndexLeast = 1 << 20
 )

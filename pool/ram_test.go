@@ -18,7 +18,7 @@ func TestRAMIsDivided(t *testing.T) {
 		ram, tier int64
 		index     int64
 	}{
-		{"the default", 256 << 20, 10 << 30, 60 << 20},
+		{"the default", 256 << 20, 10 << 30, 70 << 20},
 		{"a large tier gets half", 512 << 20, 100 << 30, 256 << 20},
 		{"a tiny tier gets a little", 16 << 20, 64 << 20, 1 << 20},
 	} {

@@ -99,6 +99,7 @@ func (c *Cache) evictOne(rescue bool) bool {
 
 // remember puts the names of what is about to leave into the ghost.
 func (c *Cache) remember(slot int, info *slotInfo, moved map[uint32]bool) {
+	c.growGhost()
 	last := block.ExtentID(0)
 	for i := range info.count() {
 		id := info.extent(i)

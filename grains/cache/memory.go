@@ -52,12 +52,24 @@ func (m *memory) reserve(n int64, copying bool) bool {
 	if copying {
 		limit = m.limit
 	}
-	if now := m.used.Add(n); m.limit > 0 && now+m.others() > limit {
-		m.used.Add(-n)
-		m.refused.Add(1)
+	for {
+		was := m.used.Load()
+		if m.limit > 0 && was+n+m.others() > limit {
+			m.refused.Add(1)
+			return false
+		}
+		if m.used.CompareAndSwap(was, was+n) {
+			return true
+		}
+	}
+}
+
+// spare takes n bytes if there is so much room that nothing is evicted for them.
+func (m *memory) spare(n int64) bool {
+	if m.limit > 0 && m.used.Load()+m.others()+n > m.evicting {
 		return false
 	}
-	return true
+	return m.reserve(n, false)
 }
 
 // short reports whether slots should be evicted to make room.

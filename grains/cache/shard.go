@@ -239,6 +239,7 @@ func (c *Cache) insertLocked(s *shard, h uint64, e placed) {
 	s.blocks += int64(n)
 	c.shares.use(info.disk(e.entry), n)
 	info.live.Add(1)
+	c.entries.Add(1)
 	info.dirty.Store(true)
 }
 
@@ -250,6 +251,7 @@ func (c *Cache) removeLocked(s *shard, i int) {
 	s.blocks -= int64(n)
 	c.shares.use(info.disk(entry), -n)
 	info.live.Add(-1)
+	c.entries.Add(-1)
 	for j := s.next(i); s.cells[j] != 0; j = s.next(j) {
 		other, _, n := c.entry(s.cells[j])
 		home := s.home(hash(other.extent(n)))
