@@ -11,6 +11,8 @@ import (
 
 	"graindisk/block"
 	"graindisk/internal/crashtest"
+	"graindisk/vdisk"
+	"graindisk/vdisk/densetree"
 )
 
 // fill writes the whole of a disk in pieces of 64 KiB.
@@ -56,6 +58,92 @@ func TestTheCacheIsWarmAfterARestart(t *testing.T) {
 		t.Errorf("%d requests to the targets after a kill; %+v", killed, s)
 	}
 	t.Logf("%d requests to the targets after a kill", killed)
+}
+
+// TestTrimEmptiesTheCache trims three quarters of a disk that is on the tier and partly in RAM: what was only
+// there leaves both at once, whole slots give their space back with the cut, and a restart brings nothing back.
+func TestTrimEmptiesTheCache(t *testing.T) {
+	r := newRig(t, func(o *Options) { o.RAMBytes = 1 << 20 })
+	model := r.fill("d", 8<<20)
+	r.publish()
+	d := r.disk("d", int64(len(model)))
+	for range 3 {
+		r.expect(d, model) // some of it goes to RAM
+	}
+	before := r.pool.cache.Stats()
+	_, _, cleanBefore := r.pool.space.Counts()
+	if before.Bytes < 7<<20 || before.RAMUsedBytes == 0 {
+		t.Fatalf("the cache holds %d bytes and %d in RAM of a disk of %d", before.Bytes, before.RAMUsedBytes, len(model))
+	}
+	trim := func(kind vdisk.OpKind, off, n int) {
+		t.Helper()
+		if err := d.Write(context.Background(), []vdisk.Op{{Kind: kind, Off: int64(off), Len: int64(n)}}, true); err != nil {
+			t.Fatal(err)
+		}
+		clear(model[off:][:n])
+	}
+	trim(vdisk.OpTrim, 0, 4<<20)
+	for off := 4 << 20; off < len(model); off += 2 * GrainBytes { // no slot becomes empty by these
+		trim(vdisk.OpZero, off, GrainBytes)
+	}
+	trim(vdisk.OpTrim, 4<<20+GrainBytes, 32<<10) // half of an extent: all of it stays
+	r.publish()
+	check := func(when string) {
+		t.Helper()
+		s := r.pool.cache.Stats()
+		if s.Bytes > 2<<20+GrainBytes { // beside what lives there is an index or two
+			t.Errorf("%s: the cache holds %d bytes, 2 MiB live", when, s.Bytes)
+		}
+		r.expect(d, model)
+	}
+	if s := r.pool.cache.Stats(); s.RAMUsedBytes > before.RAMUsedBytes/2 {
+		t.Errorf("%d bytes of blocks in RAM, there were %d before three quarters of them died", s.RAMUsedBytes, before.RAMUsedBytes)
+	}
+	check("after the cut")
+	if _, _, clean := r.pool.space.Counts(); clean > cleanBefore-3 {
+		t.Errorf("%d clean slots, there were %d before 6 MiB died", clean, cleanBefore)
+	}
+	if err := r.pool.checkpointHere(context.Background()); err != nil { // else replay tells what died
+		t.Fatal(err)
+	}
+	r.fs = r.fs.ProcessCrash()
+	r.open(false)
+	r.pool.cache.WaitLoaded()
+	d = r.disk("d", int64(len(model)))
+	for range 1000 {
+		if r.pool.cache.Stats().Bytes <= 2<<20+GrainBytes {
+			break
+		}
+		time.Sleep(10 * time.Millisecond) // the sweep is on its way
+	}
+	check("after a restart")
+}
+
+// TestADeadExtentIsNotFilled has an extent die while it is on its way to the cache, before and after it got there.
+func TestADeadExtentIsNotFilled(t *testing.T) {
+	r := newRig(t, nil)
+	model := r.fill("d", 64<<10)
+	r.publish()
+	id := block.ExtentID(0)
+	d := r.disk("d", int64(len(model)))
+	if err := d.Tree().Lookup(0, 1, func(e densetree.Entry) bool { id = e.Extent; return true }); err != nil {
+		t.Fatal(err)
+	}
+	c := tierExtents{r.pool.cache, r.pool}
+	c.Drop(id)
+	if c.Fill(d.ID(), id, model); !c.Has(id, 16) {
+		t.Fatal("a live extent was not filled")
+	}
+	if err := d.Write(context.Background(), []vdisk.Op{{Kind: vdisk.OpTrim, Len: 64 << 10}}, true); err != nil {
+		t.Fatal(err)
+	}
+	r.publish()
+	if c.Has(id, 16) {
+		t.Error("the extent is dead and cached")
+	}
+	if c.Fill(d.ID(), id, model); c.Has(id, 16) {
+		t.Error("a dead extent was filled")
+	}
 }
 
 // TestTheTierChangesItsSize fills most of a tier with writes that cannot be published, and goes on with

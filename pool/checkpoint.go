@@ -174,6 +174,7 @@ func (p *Pool) publishCheckpoint(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	p.boots.add(s)
 	manifest, tables, err := s.split(part, p.o.tableRows)
 	if err != nil {
 		return err

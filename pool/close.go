@@ -48,6 +48,7 @@ func (p *Pool) stopped() error {
 // pool. If the targets do not answer before ctx ends, it leaves the log intact and the pool held and
 // returns ErrShutdown: the next Open on this tier serves everything.
 func (p *Pool) Close(ctx context.Context) error {
+	p.endBoots()
 	perr := p.Publish(ctx)
 	p.pub.cancel()
 	if perr != nil {
@@ -114,6 +115,7 @@ type Status struct {
 	Buffers               segment.BufferStats `json:"buffers"`  // memory of segments on their way
 	Targets               []TargetStatus      `json:"targets"`
 	Tier                  TierStatus          `json:"tier"`
+	Reads                 ReadCounts          `json:"-"`
 }
 
 // TargetStatus is one target of a pool.
@@ -136,7 +138,8 @@ type TierStatus struct {
 	Busy      int    `json:"busy_slots"`
 	Clean     int    `json:"clean_slots"`
 	// IndexBytes is the memory of the index of unpublished writes.
-	IndexBytes int64 `json:"index_bytes"`
+	IndexBytes int64       `json:"index_bytes"`
+	Cache      CacheStatus `json:"cache"`
 }
 
 // Status reports on the pool.
@@ -149,7 +152,11 @@ func (p *Pool) Status() Status {
 	}
 	free, busy, clean := p.space.Counts()
 	s.Log = logStatus(p.log.Health(), time.Now())
-	s.Tier = TierStatus{Dir: p.o.TierDir, SlotBytes: p.o.SlotBytes, Free: free, Busy: busy, Clean: clean, IndexBytes: p.log.IndexBytes()}
+	s.Reads = p.readCounts()
+	s.Tier = TierStatus{
+		Dir: p.o.TierDir, SlotBytes: p.o.SlotBytes, Free: free, Busy: busy, Clean: clean, IndexBytes: p.log.IndexBytes(),
+		Cache: s.Reads.short(),
+	}
 	if !p.isClaimed() {
 		s.State = "claiming"
 	}

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 
+	"graindisk/block"
+	"graindisk/grains/bootprofile"
 	"graindisk/grains/extent"
 	"graindisk/grains/segment"
 	"graindisk/vdisk/densetree"
@@ -51,6 +53,10 @@ func Describe(w io.Writer, part []byte) error {
 func describeTable(w io.Writer, disks []diskState, segments []segment.Info) {
 	for _, d := range disks {
 		fmt.Fprintf(w, "disk         %d %q, %d bytes, %d runs\n", d.Disk, d.Meta.Name, d.Meta.SizeBytes, len(d.Runs))
+		if len(d.Boot) > 0 {
+			p, err := bootprofile.Decode(d.Boot)
+			fmt.Fprintf(w, "  boot       %d ranges, %d bytes%s\n", len(p.Ranges), p.Blocks()*block.Size, because(err))
+		}
 		for _, r := range d.Runs {
 			fmt.Fprintf(w, "  run        %d at %d of part %d of checkpoint %d/%d, %d bytes\n", r.ID, r.Off, r.Part, r.Epoch, r.N, r.Len)
 		}
@@ -58,6 +64,13 @@ func describeTable(w io.Writer, disks []diskState, segments []segment.Info) {
 	for _, i := range segments {
 		fmt.Fprintf(w, "segment      %d-%d, %d+%d on targets %v, %d extents, %d bytes\n", i.ID, i.Epoch, i.K, i.M, i.Targets, i.Extents, i.PayloadBytes)
 	}
+}
+
+func because(err error) string {
+	if err == nil {
+		return ""
+	}
+	return ": " + err.Error()
 }
 
 // describeRuns prints the runs and the usage table in a body, which says nothing of their lengths: each

@@ -79,6 +79,7 @@ func (p *Pool) addDisk(id block.DiskID, meta segment.DiskMeta) {
 	}
 	p.disks[meta.Name] = vdisk.New(vdisk.Options{
 		ID: id, Name: meta.Name, Size: int64(meta.SizeBytes), Log: p.log, Tree: t, Extents: p, Gate: p.gate, MendMap: p.mendMap,
+		Reads: p.recordBoot(id),
 	})
 }
 

@@ -136,7 +136,22 @@ func (p *Pool) fetchExtents(ctx context.Context, seg block.SegmentID, wants []fe
 }
 
 // tierExtents is the cache as the fetcher wants it.
-type tierExtents struct{ *cache.Cache }
+type tierExtents struct {
+	*cache.Cache
+	p *Pool
+}
+
+// Fill stores an extent unless nothing maps it any more: it may have died while it was on its way. It dies
+// before it is forgotten, so one of the two undoes what was filled in between.
+func (t tierExtents) Fill(disk block.DiskID, id block.ExtentID, data []byte) {
+	if !t.p.usage.Alive(id) {
+		return
+	}
+	t.Cache.Fill(disk, id, data)
+	if !t.p.usage.Alive(id) {
+		t.Forget(id, len(data)/block.Size)
+	}
+}
 
 // tierIndexes keeps the indexes of segments on the tier: a restart must not cost a request for each.
 // It is cached, like an extent, under a slot that no extent can have, padded with zeroes.

@@ -23,7 +23,9 @@ func (p *Pool) keepLocal(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		if p.log.MetaBytes() < max(p.o.CheckpointBytes*3/2, p.log.IndexBytes()/2) {
+		index := p.log.IndexBytes()
+		p.cache.CountBeside(index)
+		if p.log.MetaBytes() < max(p.o.CheckpointBytes*3/2, index/2) {
 			continue
 		}
 		err := p.checkpointHere(ctx)

@@ -70,6 +70,7 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 		o: o, disks: map[string]*vdisk.Disk{}, trees: map[block.DiskID]*densetree.Tree{}, nextDisk: 1,
 		segments: map[block.SegmentID]segment.Info{}, sick: map[block.TargetID]sickness{}, usage: extent.NewUsage(),
 	}
+	p.boots.init()
 	p.pub, p.buffers = newPublisher(), segment.NewBuffers(banksMax*o.SegmentBytes*3/2)
 	ro := root.Options{Targets: rootTargets(o.Targets), Log: o.Log}
 	if haveLog {
@@ -105,8 +106,11 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 	if err != nil {
 		return nil, errors.Join(err, p.closeTier())
 	}
+	o.warnOfRAM()
+	p.sweepCache()
 	pctx, cancel := context.WithCancel(context.Background())
 	p.pub.cancel, p.pub.done, p.pub.local = cancel, make(chan struct{}), make(chan struct{})
+	p.ahead.Go(func() { p.warmUp(pctx) })
 	go p.publish(pctx)
 	go func() {
 		defer close(p.pub.local)
@@ -305,18 +309,22 @@ func (p *Pool) openSpace() error {
 		return err
 	}
 	p.space = space
-	if p.cache, err = cache.New(space, cache.Options{RAMBytes: p.o.RAMBytes, FS: p.o.FS, Dir: p.o.TierDir, Log: p.o.Log}); err != nil {
+	if p.cache, err = cache.New(space, cache.Options{RAMBytes: p.o.RAMBytes, IndexBytes: p.o.CacheIndexBytes, FS: p.o.FS, Dir: p.o.TierDir, Log: p.o.Log}); err != nil {
+		if errors.Is(err, cache.ErrMemory) {
+			err = fmt.Errorf("tier of %d bytes: %w; set a larger tier.ram, twice that, or a smaller tier.size", p.o.TierBytes, err)
+		}
 		return err
 	}
 	space.OnEvict(p.cache.DropSlot)
 	space.OnTake(p.cache.MakeRoom)
-	p.fetcher = fetch.New(fetch.Options{Source: p.fetchExtents, Cache: tierExtents{p.cache}})
+	p.fetcher = fetch.New(fetch.Options{Source: p.fetchExtents, Cache: tierExtents{p.cache, p}})
 	return nil
 }
 
 // closeTier closes what openTier opened, as far as it came.
 func (p *Pool) closeTier() error {
 	var errs []error
+	p.endBoots()
 	p.ahead.Wait()
 	if p.fetcher != nil {
 		p.fetcher.Close()

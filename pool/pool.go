@@ -108,6 +108,13 @@ type Options struct {
 	IndexBytes int64
 	// RAMBytes bounds the cache of blocks in RAM, everything counted; default none, else at least 256 KiB.
 	RAMBytes int64
+	// CacheIndexBytes bounds the index of what is cached on the tier, in RAM; where that is too little, less is
+	// cached. The index of unpublished writes counts against up to half of it. Default 7 MiB per GiB of tier,
+	// which is enough for any extents; see SplitRAM.
+	CacheIndexBytes int64
+	// BootBytes bounds what is recorded of each disk's first reads after an open, and read ahead at the next;
+	// default 256 MiB, negative for nothing.
+	BootBytes int64
 	// MapBytes bounds the cached pages of the disks' maps in RAM; default 16 MiB.
 	MapBytes int64
 	Host     string // who we are in messages; default the host's name
@@ -147,6 +154,8 @@ func (o Options) withDefaults() Options {
 		o.CutBytes = min(o.CutBytes, max(block.Size, o.MaxExposure/2)) // publish before writes have to wait
 	}
 	def(&o.IndexBytes, 64<<20)
+	def(&o.CacheIndexBytes, cacheIndexMost(o.TierBytes))
+	def(&o.BootBytes, 256<<20)
 	def(&o.MapBytes, 16<<20)
 	def(&o.CheckpointBytes, 16<<20)
 	if o.tableRows == 0 {
@@ -174,6 +183,37 @@ func (o Options) withDefaults() Options {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	return o
+}
+
+// What the cache's index takes per GiB of tier, at extents of 4 KiB and of a whole grain, and the least bound
+// that is worth setting: segments have indexes of their own.
+const (
+	cacheIndexSmall = 7 << 20
+	cacheIndexGrain = 3 << 19
+	cacheIndexLeast = 1 << 20
+)
+
+func cacheIndexMost(tierBytes int64) int64 {
+	return max(cacheIndexLeast, tierBytes>>10*cacheIndexSmall>>20)
+}
+
+// SplitRAM divides ram bytes of memory between the index of what is cached on a tier of tierBytes, which
+// gets what it can need but at most half, the indexes of segments and the cache of blocks in RAM.
+func SplitRAM(ram, tierBytes int64) (cacheIndex, segmentIndexes, blocks int64) {
+	cacheIndex = min(cacheIndexMost(tierBytes), ram/2)
+	rest := ram - cacheIndex
+	return cacheIndex, rest / 4, rest - rest/4
+}
+
+// warnOfRAM says so if the index of what is cached has no room for the whole tier, even in whole grains.
+func (o Options) warnOfRAM() {
+	need := o.TierBytes >> 10 * cacheIndexGrain >> 20
+	if o.CacheIndexBytes >= need {
+		return
+	}
+	o.Log.Warn("tier.ram is small for tier.size: the index of the whole tier does not fit, so that part of it caches nothing",
+		"pool", o.Name, "tier_bytes", o.TierBytes, "index_bytes_max", o.CacheIndexBytes, "index_bytes_wanted", need,
+		"cacheable_bytes", int64(float64(o.TierBytes)*float64(o.CacheIndexBytes)/float64(need)))
 }
 
 func (o Options) validate() error {
@@ -256,6 +296,8 @@ type Pool struct {
 	val      root.Value // as last committed or read; the publisher changes it
 	claimed  bool
 	sick     map[block.TargetID]sickness // targets that failed lately
+
+	boots boots
 
 	pub publisher // owned by the publisher goroutine
 }

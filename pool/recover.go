@@ -315,6 +315,7 @@ func (p *Pool) loadTrees(s *snapshot, load func(runRef) (*densetree.Run, error),
 		}
 		p.trees[d.Disk] = t
 		p.pub.disks[d.Disk] = d.Meta
+		p.boots.learn(d.Disk, d.Boot)
 		p.addDisk(d.Disk, d.Meta)
 	}
 	for _, info := range s.Segments {

@@ -123,7 +123,8 @@ const snapshotFormat = 2
 type diskState struct {
 	Disk block.DiskID     `json:"disk"`
 	Meta segment.DiskMeta `json:"meta"`
-	Runs []runRef         `json:"runs"` // newest level first
+	Runs []runRef         `json:"runs"`           // newest level first
+	Boot []byte           `json:"boot,omitempty"` // published checkpoints: the boot profile, encoded
 }
 
 // runRef is where an encoded run lies: in a file of the tier, in a published checkpoint's part, or in a

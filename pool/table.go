@@ -49,17 +49,20 @@ func (s *snapshot) split(part, max int) (manifest []byte, tables [][]byte, err e
 func (s *snapshot) rows() int {
 	n := len(s.Segments) + len(s.Disks)
 	for _, d := range s.Disks {
-		n += len(d.Runs)
+		n += len(d.Runs) + d.bootRows()
 	}
 	return n
 }
+
+// bootRows is how many rows a disk's boot profile counts for, by its length.
+func (d *diskState) bootRows() int { return len(d.Boot) / 256 }
 
 // cut deals the rows out to tables of at most max.
 func (s *snapshot) cut(max int) []table {
 	var all []table
 	room := 0
 	open := func() *table {
-		if room == 0 {
+		if room <= 0 {
 			all, room = append(all, table{}), max
 		}
 		room--
@@ -70,6 +73,8 @@ func (s *snapshot) cut(max int) []table {
 		d.Runs = nil
 		t := open()
 		t.Disks = append(t.Disks, d)
+		room -= d.bootRows()
+		d.Boot = nil
 		for _, r := range runs {
 			t := open()
 			if len(t.Disks) == 0 {

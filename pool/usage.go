@@ -24,13 +24,57 @@ import (
 // usageBlobBytes is how much of the table makes one blob in a checkpoint.
 const usageBlobBytes = 1 << 20
 
-// lost counts out what a tree has lost. It runs with p.maps held for reading.
+// lost counts out what a tree has lost, and has the cache forget the extents that died of it. It runs with
+// p.maps held for reading and touches memory only.
 func (p *Pool) lost(ls []densetree.Loss) {
 	out := make([]extent.Loss, len(ls))
 	for i, l := range ls {
 		out[i] = extent.Loss(l)
 	}
-	p.usageFailed(p.usage.Lost(out))
+	dead, err := p.usage.Lose(out)
+	p.usageFailed(err)
+	p.uncache(dead)
+}
+
+// uncache drops what the tier and RAM hold of extents that nothing maps any more, and the indexes of
+// segments of which nothing is left. Who looked one up in a map before it died may still read it, and would
+// fill it in again: tierExtents sees to that.
+func (p *Pool) uncache(dead []extent.Loss) {
+	var last block.SegmentID
+	for _, l := range dead {
+		p.cache.Forget(l.Extent, int(l.Orig))
+	}
+	for _, l := range dead {
+		if seg := l.Extent.Segment(); seg != last && p.segmentDead(seg) {
+			p.cache.Forget(block.NewExtentID(seg, indexSlot), 0)
+			last = seg
+		}
+	}
+}
+
+func (p *Pool) segmentDead(seg block.SegmentID) bool {
+	s, ok := p.usage.Segment(seg)
+	return ok && !s.Damaged && s.DeadExtents == s.Extents
+}
+
+// sweepCache has the cache forget, once its saved index is loaded, what died since that was written. The
+// maps are as they were opened or newer. Segments newer than all of theirs are left alone: their extents are
+// cached just before the maps learn of them.
+func (p *Pool) sweepCache() {
+	limit := block.SegmentID(0)
+	for seg := range p.segments {
+		limit = max(limit, seg+1)
+	}
+	p.cache.Sweep(func(id block.ExtentID) bool {
+		switch seg := id.Segment(); {
+		case seg >= limit:
+			return false
+		case id.Slot() == indexSlot:
+			_, known := p.usage.Segment(seg)
+			return !known || p.segmentDead(seg)
+		}
+		return !p.usage.Alive(id)
+	})
 }
 
 // addUsage takes the segments of a cut into the table.

@@ -72,6 +72,8 @@ type Options struct {
 	// MendMap is asked, if it is given, to make good a page of the map that cannot be read; nil means that
 	// it has, and that a lookup may be tried again. It may wait for targets.
 	MendMap func(ctx context.Context, pe *densetree.PageError) error
+	// Reads is told of every read, if it is given; it must be quick.
+	Reads func(off, n int64)
 	// Gate is asked before every request; a non-nil error is returned to the client.
 	Gate func() error
 }

@@ -52,6 +52,9 @@ type stream struct {
 // observe takes note of a read of n bytes at off and starts readahead if that is due. missed says that
 // not all was local.
 func (d *Disk) observe(off, n int64, missed bool) {
+	if d.o.Reads != nil {
+		d.o.Reads(off, n)
+	}
 	s := &d.ahead
 	if n == 0 || !s.mu.TryLock() { // a hint may be lost
 		return
@@ -160,10 +163,17 @@ func (s *streams) rest(x *stream, to int64) {
 	}
 }
 
+// Pieces names the extents that [from, to), whole blocks, is made of, where the log has nothing newer. Of what
+// lies beyond the disk's end there are none.
+func (d *Disk) Pieces(from, to int64) []Piece { return d.aheadPieces(from, min(to, d.size.Load())) }
+
 // aheadPieces names the extents that [from, to) is made of, where the log has nothing newer.
 func (d *Disk) aheadPieces(from, to int64) []Piece {
 	var ps []Piece
 	var pins writeback.Pins
+	if from >= to {
+		return nil
+	}
 	found := make([]writeback.Found, min(aheadLookups, (to-from)/block.Size))
 	for lba, end := block.LBA(from/block.Size), block.LBA(to/block.Size); lba < end; {
 		part := found[:min(uint64(len(found)), uint64(end-lba))]

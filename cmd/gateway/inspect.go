@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"graindisk/grains/bootprofile"
 	"graindisk/grains/cache"
 	"graindisk/grains/segment"
 	"graindisk/internal/vfs"
@@ -34,6 +35,9 @@ func newInspectCmd(a *app) *cobra.Command {
 		})),
 		a.newInspector("slot FILE", "Decode the index of a slot of the cache, slot-NNNNNN.idx on the tier", fileInspector(func(b *bytes.Buffer, data []byte) error {
 			return cache.Describe(b, data)
+		})),
+		a.newInspector("boot FILE", "Decode a disk's boot profile, boot-NNNNNN on the tier", fileInspector(func(b *bytes.Buffer, data []byte) error {
+			return bootprofile.Describe(b, data)
 		})),
 	)
 }

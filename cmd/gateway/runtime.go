@@ -120,10 +120,11 @@ func checkTierSpace(dir string, size config.Bytes) error {
 // poolOptions are a pool's options by the configuration. They open its targets but no pool.
 func poolOptions(ctx context.Context, cfg *config.Config, name string, log *slog.Logger) (pool.Options, error) {
 	pc := cfg.Pools[name]
-	ram := int64(cfg.Tier.RAM) / int64(len(cfg.Pools))
+	tierBytes := int64(cfg.Tier.Size) / int64(len(cfg.Pools))
+	cacheIndex, segmentIndexes, blocks := pool.SplitRAM(int64(cfg.Tier.RAM)/int64(len(cfg.Pools)), tierBytes)
 	o := pool.Options{
 		Name: name, TierDir: filepath.Join(cfg.Tier.Dir, name),
-		TierBytes: int64(cfg.Tier.Size) / int64(len(cfg.Pools)), IndexBytes: ram / 4, RAMBytes: ram - ram/4,
+		TierBytes: tierBytes, CacheIndexBytes: cacheIndex, IndexBytes: segmentIndexes, RAMBytes: blocks,
 		Data: pc.Stripe.Data, Parity: pc.Stripe.Parity, MaxDirtyAge: pc.MaxDirtyAge,
 		MaxExposure: int64(pc.MaxExposure), MaxExposureAge: pc.MaxExposureAge, Log: log,
 	}

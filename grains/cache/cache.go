@@ -26,10 +26,17 @@
 //	LRU      81.5 %        66.7 %
 //	FIFO     78.1 %        61.6 %
 //
+// whatever the length of the extents, since the ghost grows with their number: with one for 64 KiB extents the scan
+// costs 4.5 points at 4 KiB, with half of what it has now 3.
+//
 // A full tier is apportioned between disks (shares.go). With four disks whose working sets are 1, 2, 4 and
 // 8 sixths of the tier there are 1.07 times the misses of the best fixed split of an LRU, after 20
 // periods and again 20 periods after the sets have swapped; a scanner beside them costs each disk less
 // than 2 points (TestSharesFollowTheWorkingSets).
+//
+// What nothing maps any more is dropped by name (Forget) as soon as the maps tell, on the tier and in RAM, and is not
+// filled again; after a restart Sweep drops what the saved index still names. A slot in which nothing is
+// left is given back by the next Save, one in which little is left loses it as if it had not been read.
 //
 // The RAM cache answers a 4 KiB read for 0.6 µs of CPU where the page cache and the CRC take 1.6; not to
 // find one there costs nothing that can be measured (BenchmarkReadHit). It answers what it has without
@@ -49,14 +56,16 @@
 //
 // Memory, all without pointers: per run of adjacent blocks of one extent 13.25 bytes for the entry and
 // 4.8 to 6 for its place in the hash table, per block of a slot in use 4 for the CRC, per 64 KiB of
-// tier 4 for the ghost. That is 1.4 MiB per GiB of tier at 64 KiB extents and 5.6 to 5.9 MiB at 4 KiB
-// (TestIndexMemory).
+// tier, or per entry if there are more, 4 for the ghost. That is 1.4 MiB per GiB of tier at 64 KiB extents and 5.6
+// to 5.9 MiB at 4 KiB (TestIndexMemory), where a ghost that has grown takes another 0.9. With Options.IndexBytes that is bounded, exactly (memory.go): near the bound the oldest
+// slots are evicted, at it nothing more is cached, so that a tier too large for its memory is used in part.
 //
 // Extent names are unique within a pool, so each pool has a Cache of its own; all may share one
 // tier. The tier's evict callback must call DropSlot of each, the take callback MakeRoom.
 package cache
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -103,14 +112,19 @@ type BlockRef struct {
 	CRC   uint32
 }
 
+// ErrMemory means a bound of the index that is too low for the tier.
+var ErrMemory = errors.New("too little memory for the tier")
+
 // Options of a cache; a zero field means its default.
 type Options struct {
-	Reserve  int              // slots that filling leaves free or clean for the log; default 2
-	RAMBytes int64            // bound of the RAM cache, everything counted; default none
-	FS       vfs.FS           // where the index is saved; default nowhere
-	Dir      string           // of the tier
-	Now      func() time.Time // for the periods of the shares; default time.Now
-	Log      *slog.Logger     // default: nowhere
+	Reserve  int   // slots that filling leaves free or clean for the log; default 2
+	RAMBytes int64 // bound of the RAM cache, everything counted; default none
+	// IndexBytes bounds the memory of the index; what it has no room for is not cached. Default: no bound.
+	IndexBytes int64
+	FS         vfs.FS           // where the index is saved; default nowhere
+	Dir        string           // of the tier
+	Now        func() time.Time // for the periods of the shares; default time.Now
+	Log        *slog.Logger     // default: nowhere
 }
 
 // Cache is safe for concurrent use.
@@ -135,14 +149,28 @@ type Cache struct {
 	shares     shares
 	ram        *ram           // nil: none
 	loading    sync.WaitGroup // of Load
+	loaded     chan struct{}  // closed when Load has found all
 	work       sync.WaitGroup // all else in the background; what starts there may start more
 	closing    atomic.Bool
 	counters   counters
+	entries    atomic.Int64 // in the index
+	memory     memory
 }
 
+// counters are counted as things happen; those of two are of the small and of the main queue.
 type counters struct {
-	hits, misses, fills, fillsSkipped, evicted, crcFailures, readErrors atomic.Uint64
-	ramHits, moved, filledBytes, movedBytes                             atomic.Uint64
+	hits, fills, slotsEvicted                              [2]atomic.Uint64
+	ramHits, misses, remembered, fillsSkipped, filledBytes atomic.Uint64
+	adoptsSkipped, moved, movedBytes, evicted, forgotten   atomic.Uint64
+	crcFailures, readErrors                                atomic.Uint64
+}
+
+// queue is which of two counters a slot's go to.
+func (s *slotInfo) queue() int {
+	if s.kept {
+		return 1
+	}
+	return 0
 }
 
 // New makes an empty cache over the slots of s.
@@ -161,6 +189,10 @@ func New(s space, o Options) (*Cache, error) {
 		return nil, fmt.Errorf("cache: %d slots of %d blocks: at most %d blocks, %d in a slot",
 			s.Slots(), s.SlotBlocks(), int64(1<<32-1), 1<<blockBits)
 	}
+	if least := memoryMin(s.Slots(), uint32(s.SlotBlocks())); o.IndexBytes > 0 && o.IndexBytes < least {
+		return nil, fmt.Errorf("cache: %d bytes for the index of %d slots of %d bytes: %w, at least %d are needed",
+			o.IndexBytes, s.Slots(), s.SlotBlocks()*block.Size, ErrMemory, least)
+	}
 	c := &Cache{
 		space: s, fs: o.FS, dir: o.Dir, slotBlocks: uint32(s.SlotBlocks()), reserve: o.Reserve, log: o.Log,
 		refBits: refBitsOf(s.Slots(), s.SlotBlocks()),
@@ -169,6 +201,7 @@ func New(s space, o Options) (*Cache, error) {
 		slots:   make([]atomic.Pointer[slotInfo], s.Slots()),
 		small:   filler{open: noSlot, next: noSlot},
 		main:    filler{open: noSlot, next: noSlot, kept: true},
+		loaded:  make(chan struct{}),
 	}
 	if o.RAMBytes > 0 {
 		var err error
@@ -178,6 +211,8 @@ func New(s space, o Options) (*Cache, error) {
 	}
 	c.ghost.init(blocks)
 	c.shares.init(o.Now)
+	c.memory.init(o.IndexBytes, c.slotBlocks)
+	c.memory.used.Store(4*int64(len(c.ghost.cells)) + recentBytes + shardCount*shardBytes + 8*int64(len(c.slots)))
 	return c, nil
 }
 
@@ -190,7 +225,13 @@ func (c *Cache) Adopt(disk block.DiskID, id block.ExtentID, refs []BlockRef) {
 	var buf [8]run
 	runs := buf[:0]
 	for i, ref := range refs {
-		c.info(ref.Place.Slot()).crcs[ref.Place.Block()].Store(ref.CRC)
+		info := c.info(ref.Place.Slot())
+		if info == nil {
+			c.counters.adoptsSkipped.Add(1)
+			c.makeMemory()
+			return
+		}
+		info.crcs[ref.Place.Block()].Store(ref.CRC)
 		if n := len(runs); n > 0 && runs[n-1].follows(ref.Place) {
 			runs[n-1].blocks++
 			continue
@@ -201,28 +242,39 @@ func (c *Cache) Adopt(disk block.DiskID, id block.ExtentID, refs []BlockRef) {
 	entries := placedBuf[:0]
 	for _, r := range runs {
 		slot := r.place.Slot()
-		if e, ok := c.info(slot).add(id, uint8(disk), r); ok {
-			entries = append(entries, placed{slot, e})
+		e, ok := c.add(c.info(slot), newEntry{id, uint8(disk), r}, false)
+		if !ok {
+			c.counters.adoptsSkipped.Add(1)
+			break // an extent that is not whole would only take room
 		}
+		entries = append(entries, placed{slot, e})
 	}
-	c.replace(id, entries)
+	if len(entries) == len(runs) {
+		c.replace(id, entries)
+	}
+	c.makeMemory()
 }
 
-// info is what is known of a slot, which the caller keeps from being evicted.
+// info is what is known of a slot, which the caller keeps from being evicted; nil if there is no memory
+// to know anything.
 func (c *Cache) info(slot int) *slotInfo {
 	if s := c.slots[slot].Load(); s != nil {
 		return s
 	}
-	return c.know(slot, false)
+	s := c.newInfo(false)
+	if s == nil {
+		return nil
+	}
+	return c.know(slot, false, s)
 }
 
-// know makes a slot known.
-func (c *Cache) know(slot int, kept bool) *slotInfo {
-	s := newSlotInfo(c.slotBlocks)
+// know makes a slot known by s, unless it is.
+func (c *Cache) know(slot int, kept bool, s *slotInfo) *slotInfo {
 	s.age, s.stamp, s.kept = c.age.Add(1), c.stamp(slot), kept
 	if c.slots[slot].CompareAndSwap(nil, s) {
 		return s
 	}
+	c.giveBack(s)
 	return c.slots[slot].Load()
 }
 
@@ -239,7 +291,6 @@ func (c *Cache) stamp(slot int) uint64 {
 // all of them are there and good; p is then undefined. len(p) must be blocks times block.Size.
 func (c *Cache) Read(id block.ExtentID, off, blocks int, p []byte) bool {
 	if c.read(id, off, blocks, p) {
-		c.counters.hits.Add(1)
 		return true
 	}
 	c.counters.misses.Add(1)
@@ -259,7 +310,10 @@ func (c *Cache) read(id block.ExtentID, off, blocks int, p []byte) bool {
 	if !ok {
 		return false
 	}
-	good := true
+	good, queue := true, 0
+	if len(runs) > 0 {
+		queue = c.slots[runs[0].place.Slot()].Load().queue()
+	}
 	for _, r := range runs {
 		if good {
 			good = c.readRun(id, r, p[(r.off-off)*block.Size:][:r.blocks*block.Size])
@@ -268,10 +322,13 @@ func (c *Cache) read(id block.ExtentID, off, blocks int, p []byte) bool {
 	}
 	if !good {
 		c.Drop(id)
-	} else if c.ram != nil {
+		return false
+	}
+	c.counters.hits[queue].Add(1)
+	if c.ram != nil {
 		c.ram.offer(id, off, p)
 	}
-	return good
+	return true
 }
 
 // readRun fills p from the pinned slot and checks it.
@@ -316,6 +373,40 @@ func unpin(s space, runs []run) {
 // Drop forgets an extent on the tier. Save gives back the slots in which nothing is left.
 func (c *Cache) Drop(id block.ExtentID) { c.replace(id, nil) }
 
+// Forget drops an extent of so many blocks that nothing wants any more, on the tier and in RAM. It costs no
+// I/O: what it leaves on the tier goes with its slot.
+func (c *Cache) Forget(id block.ExtentID, blocks int) {
+	c.counters.forgotten.Add(1)
+	c.Drop(id)
+	if c.ram != nil {
+		c.ram.drop(id, min(blocks, ExtentBlocksMax))
+	}
+}
+
+// Sweep forgets, in the background and once all that Load found is in the index, what dead says nothing wants
+// any more.
+func (c *Cache) Sweep(dead func(block.ExtentID) bool) {
+	c.work.Go(func() {
+		c.loading.Wait()
+		for slot := range c.slots {
+			if c.closing.Load() {
+				return
+			}
+			if c.slots[slot].Load() == nil || !c.space.Pin(slot) {
+				continue
+			}
+			if info := c.slots[slot].Load(); info != nil && !info.saved {
+				for i := range info.count() {
+					if id := info.extent(i); dead(id) {
+						c.remove(id, placed{slot, i})
+					}
+				}
+			}
+			c.space.Unpin(slot)
+		}
+	})
+}
+
 // DropSlot forgets all blocks on a slot. The tier's evict callback calls it, when the slot can no
 // longer be pinned; whoever frees a slot of which blocks were adopted calls it first.
 func (c *Cache) DropSlot(slot int) {
@@ -323,8 +414,12 @@ func (c *Cache) DropSlot(slot int) {
 	if info == nil || planted.Bug("cache: slot reused without forgetting it") {
 		return
 	}
-	c.counters.evicted.Add(c.dropSlot(slot, info))
+	if n := c.dropSlot(slot, info); n > 0 {
+		c.counters.evicted.Add(n)
+		c.counters.slotsEvicted[info.queue()].Add(1)
+	}
 	c.slots[slot].Store(nil)
+	c.giveBack(info)
 }
 
 // Close ends filling and evicting, waits for them, and saves the index. No other method may be under way
@@ -346,47 +441,58 @@ func (c *Cache) Close() {
 	}
 }
 
+// Queue is a count for each of the two queues of slots.
+type Queue struct{ Small, Main uint64 }
+
+// Total is both.
+func (q Queue) Total() uint64 { return q.Small + q.Main }
+
+func both(n *[2]atomic.Uint64) Queue { return Queue{n[0].Load(), n[1].Load()} }
+
 // Stats are counts since New and the present size.
 type Stats struct {
-	Hits, Misses uint64 // calls of Read
-	RAMHits      uint64 // of Hits, answered from RAM
-	Fills        uint64 // extents filled
-	FillsSkipped uint64 // for want of a slot, or over the disk's share
-	FilledBytes  uint64 // written to the tier by fills
-	Moved        uint64 // runs copied to the main queue
-	MovedBytes   uint64
-	Evicted      uint64 // entries that left with their slot
-	CRCFailures  uint64 // blocks that were not what was stored
-	ReadErrors   uint64
-	Entries      int   // runs of adjacent blocks in the index
-	Bytes        int64 // of the blocks in the index
-	MemoryBytes  int64 // of the index itself, the ghost included
-	RAMBytes     int64 // of the RAM cache, everything counted
+	Hits, Misses  uint64 // calls of Read
+	RAMHits       uint64 // of Hits, answered from RAM
+	SSDHits       Queue  // of Hits, by the queue of the first block
+	Fills         Queue  // extents filled, by the queue they went to
+	Remembered    uint64 // extents to fill that the ghost knew
+	FillsSkipped  uint64 // for want of a slot, or over the disk's share
+	FilledBytes   uint64 // written to the tier by fills
+	AdoptsSkipped uint64 // extents of the log that the index had no memory for
+	Moved         uint64 // runs copied to the main queue
+	MovedBytes    uint64
+	Evicted       uint64 // entries that left with their slot
+	SlotsEvicted  Queue  // slots with something in them
+	Forgotten     uint64 // extents that nothing maps any more
+	CRCFailures   uint64 // blocks that were not what was stored
+	ReadErrors    uint64
+	Entries       int   // runs of adjacent blocks in the index
+	Bytes         int64 // of the blocks in the index
+	MemoryBytes   int64 // of the index itself, the ghost included; never more than MemoryMax
+	MemoryMax     int64 // Options.IndexBytes
+	RAMBytes      int64 // bound of the RAM cache, everything counted
+	RAMUsedBytes  int64 // of the blocks in it
 }
 
 // Stats counts.
 func (c *Cache) Stats() Stats {
 	n := &c.counters
 	s := Stats{
-		Hits: n.hits.Load(), Misses: n.misses.Load(), Fills: n.fills.Load(), FillsSkipped: n.fillsSkipped.Load(),
-		Evicted: n.evicted.Load(), CRCFailures: n.crcFailures.Load(), ReadErrors: n.readErrors.Load(),
-		RAMHits: n.ramHits.Load(),
-		Moved:   n.moved.Load(), FilledBytes: n.filledBytes.Load(), MovedBytes: n.movedBytes.Load(),
-		MemoryBytes: 4 * int64(len(c.ghost.cells)+len(c.recent.cells)),
+		Misses: n.misses.Load(), RAMHits: n.ramHits.Load(), SSDHits: both(&n.hits),
+		Fills: both(&n.fills), Remembered: n.remembered.Load(), FillsSkipped: n.fillsSkipped.Load(), FilledBytes: n.filledBytes.Load(),
+		AdoptsSkipped: n.adoptsSkipped.Load(), Moved: n.moved.Load(), MovedBytes: n.movedBytes.Load(),
+		Evicted: n.evicted.Load(), SlotsEvicted: both(&n.slotsEvicted), Forgotten: n.forgotten.Load(),
+		CRCFailures: n.crcFailures.Load(), ReadErrors: n.readErrors.Load(),
+		MemoryBytes: c.memory.used.Load(), MemoryMax: c.memory.limit,
 	}
+	s.Hits = s.RAMHits + s.SSDHits.Total()
 	for i := range c.shards {
-		entries, blocks, memory := c.shards[i].size()
+		entries, blocks := c.shards[i].size()
 		s.Entries += entries
 		s.Bytes += blocks * block.Size
-		s.MemoryBytes += memory
-	}
-	for i := range c.slots {
-		if info := c.slots[i].Load(); info != nil {
-			s.MemoryBytes += info.memory()
-		}
 	}
 	if c.ram != nil {
-		s.RAMBytes = c.ram.bytes
+		s.RAMBytes, s.RAMUsedBytes = c.ram.bytes, c.ram.used()
 	}
 	return s
 }

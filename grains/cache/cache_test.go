@@ -187,8 +187,8 @@ func TestFillIsBounded(t *testing.T) {
 		r.wants(true, id, 0, 16)
 	}
 	s := r.Stats()
-	if s.Fills != n || s.FillsSkipped != 0 {
-		t.Errorf("%d fills, %d skipped of %d", s.Fills, s.FillsSkipped, n)
+	if s.Fills.Total() != n || s.FillsSkipped != 0 {
+		t.Errorf("%d fills, %d skipped of %d", s.Fills.Total(), s.FillsSkipped, n)
 	}
 	if s.Evicted == 0 || s.Bytes > slots*testSlotBlocks*block.Size {
 		t.Errorf("%d evicted, %d bytes in the index", s.Evicted, s.Bytes)
@@ -397,7 +397,7 @@ func TestGapBetweenOverlappingEntries(t *testing.T) {
 	}
 	var entries []placed
 	for i := range 2 {
-		e, _ := r.info(slot).add(1, 0, run{place: tier.NewPlace(slot, uint32(1+i)), off: i, blocks: 2})
+		e, _ := r.add(r.info(slot), newEntry{1, 0, run{place: tier.NewPlace(slot, uint32(1+i)), off: i, blocks: 2}}, false)
 		entries = append(entries, placed{slot, e})
 	}
 	r.replace(1, entries)
@@ -481,7 +481,7 @@ func TestEvictionWhileReading(t *testing.T) {
 	if s.CRCFailures+s.ReadErrors != 0 {
 		t.Errorf("%d CRC failures, %d read errors: a slot changed hands under a reader", s.CRCFailures, s.ReadErrors)
 	}
-	if hits.Load() == 0 || s.Evicted == 0 || s.Fills == 0 {
+	if hits.Load() == 0 || s.Evicted == 0 || s.Fills.Total() == 0 {
 		t.Errorf("nothing was tested: %+v", s)
 	}
 }

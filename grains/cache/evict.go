@@ -29,9 +29,12 @@ const (
 
 // MakeRoom starts to evict if fewer slots are free than should be. The tier's OnTake callback calls it.
 func (c *Cache) MakeRoom(free int) {
-	if free >= c.ahead {
-		return
+	if free < c.ahead {
+		c.startEvicting()
 	}
+}
+
+func (c *Cache) startEvicting() {
 	e := &c.evictor
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -42,13 +45,13 @@ func (c *Cache) MakeRoom(free int) {
 	c.work.Go(c.evict)
 }
 
-// evict runs until enough slots are free or nothing can be evicted.
+// evict runs until enough slots are free and the index is below its bound, or nothing can be evicted.
 func (c *Cache) evict() {
 	e := &c.evictor
 	for {
 		free, _, _ := c.space.Counts()
 		e.mu.Lock()
-		if free >= c.ahead || e.closed {
+		if free >= c.ahead && !c.memory.short() || e.closed {
 			e.running = false
 			e.mu.Unlock()
 			return
@@ -96,6 +99,7 @@ func (c *Cache) evictOne(rescue bool) bool {
 
 // remember puts the names of what is about to leave into the ghost.
 func (c *Cache) remember(slot int, info *slotInfo, moved map[uint32]bool) {
+	c.growGhost()
 	last := block.ExtentID(0)
 	for i := range info.count() {
 		id := info.extent(i)
@@ -202,7 +206,7 @@ func (c *Cache) copyOut(slot int, info *slotInfo, batch []candidate, blocks int)
 	to := c.info(at.Slot())
 	for _, x := range good {
 		r := info.run(slot, x.entry)
-		e, ok := to.add(info.extent(x.entry), info.disk(x.entry), run{place: at, off: r.off, blocks: r.blocks})
+		e, ok := c.add(to, newEntry{info.extent(x.entry), info.disk(x.entry), run{place: at, off: r.off, blocks: r.blocks}}, true)
 		if ok && info.kept && x.reads > 1 {
 			to.setReads(e, x.reads-1)
 		}

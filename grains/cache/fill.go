@@ -50,6 +50,9 @@ func (c *Cache) Fill(disk block.DiskID, id block.ExtentID, data []byte) {
 	d := uint8(disk)
 	proved, young := c.ghost.take(id)
 	c.shares.want(d, young)
+	if proved {
+		c.counters.remembered.Add(1)
+	}
 	if !proved && c.shares.over(d, int64(c.slotBlocks)) {
 		c.ghost.add(id, d)
 		c.counters.fillsSkipped.Add(1)
@@ -72,11 +75,12 @@ func (c *Cache) Fill(disk block.DiskID, id block.ExtentID, data []byte) {
 		return
 	}
 	c.recent.first(hash(id)) // the rest of the pass that missed it does not make it hot
-	if e, ok := c.info(at.Slot()).add(id, d, run{place: at, blocks: n}); ok {
+	if e, ok := c.add(c.info(at.Slot()), newEntry{id, d, run{place: at, blocks: n}}, false); ok {
 		c.replace(id, []placed{{at.Slot(), e}})
-		c.counters.fills.Add(1)
+		c.counters.fills[c.info(at.Slot()).queue()].Add(1)
 		c.counters.filledBytes.Add(uint64(len(data)))
 	}
+	c.makeMemory()
 }
 
 // store writes data, whole blocks, to a place that room reserved, and notes its CRCs.
@@ -124,6 +128,34 @@ func (c *Cache) room(f *filler, n uint32) (tier.Place, bool) {
 	return at, true
 }
 
+// Spare tells whether so many blocks can be filled in now without anything being evicted for them, now or because
+// of them. It may take a slot and make it ready; later says to ask again in a moment, because one is being made ready.
+func (c *Cache) Spare(blocks int) (yes, later bool) {
+	need := min(blocks+ExtentBlocksMax, int(c.slotBlocks)-1) // the end of a slot may be left unused
+	f := &c.small
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for range 2 {
+		room := 0
+		if f.open != noSlot {
+			room = int(c.slotBlocks - f.at)
+		}
+		if f.next != noSlot {
+			room = int(c.slotBlocks) - 1
+		}
+		switch free, _, _ := c.space.Counts(); {
+		case c.memory.short(), f.closed, free <= c.ahead+c.reserve: // the next slot is taken ahead of need
+			return false, false
+		case room >= need:
+			return true, false
+		case f.preparing:
+			return false, true
+		}
+		c.prepareLocked(f)
+	}
+	return false, false
+}
+
 // giveUpLocked lets the open slot be evicted.
 func (c *Cache) giveUpLocked(f *filler) {
 	switch {
@@ -156,10 +188,16 @@ func (c *Cache) prepareLocked(f *filler) {
 	}
 }
 
-// prepare takes a slot and gives it its length and its header.
+// prepare takes a slot and gives it its length and its header. Without memory to know it there is none.
 func (c *Cache) prepare(kept bool) (int, error) {
+	info := c.newInfo(kept)
+	if info == nil {
+		c.makeMemory()
+		return noSlot, tier.ErrNoSlot
+	}
 	slot, err := c.space.Take(c.reserve)
 	if err != nil {
+		c.giveBack(info)
 		return noSlot, err
 	}
 	err = c.space.Prewrite(slot)
@@ -167,10 +205,11 @@ func (c *Cache) prepare(kept bool) (int, error) {
 		err = c.space.WriteAt(tier.NewPlace(slot, 0), [][]byte{newSlotHeader()})
 	}
 	if err != nil {
+		c.giveBack(info)
 		c.space.Free(slot)
 		return noSlot, err
 	}
-	c.know(slot, kept)
+	c.know(slot, kept, info)
 	return slot, nil
 }
 

@@ -7,8 +7,9 @@ import (
 	"graindisk/block"
 )
 
-// ghost remembers names that left the cache, or did not get in, for as long as a tier full of 64 KiB
-// extents takes to go by. Eight cells share a bucket, newest first; a new name takes the place of the
+// ghost remembers names that left the cache, or did not get in, for as long as a full tier takes to go by: it
+// begins with room for a tier of 64 KiB extents and doubles while the index has more entries than that, as far as
+// its memory goes. Eight cells share a bucket, newest first; a new name takes the place of the
 // oldest of the disk that has most cells there, so that a scan forgets its own names.
 //
 //	31            8 7      0
@@ -22,8 +23,29 @@ type ghost struct {
 
 const ghostWays = 8
 
-func (g *ghost) init(tierBlocks int64) {
-	g.cells = make([]uint32, max(8, tierBlocks/16/ghostWays)*ghostWays)
+// ghostCells is how many names are remembered for a tier of that many blocks.
+func ghostCells(tierBlocks int64) int64 { return max(8, tierBlocks/16/ghostWays) * ghostWays }
+
+func (g *ghost) init(tierBlocks int64) { g.cells = make([]uint32, ghostCells(tierBlocks)) }
+
+// growGhost doubles the ghost while there are more entries in the index than it can remember.
+func (c *Cache) growGhost() {
+	g := &c.ghost
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for n := len(g.cells); int64(n) < c.entries.Load() && c.memory.spare(4*int64(n)); n = len(g.cells) {
+		g.doubleLocked()
+	}
+}
+
+// doubleLocked splits each bucket in two. A name belongs to one of them, which its cell does not tell: both get
+// it, and one forgets it in time.
+func (g *ghost) doubleLocked() {
+	cells := make([]uint32, 0, 2*len(g.cells))
+	for i := 0; i < len(g.cells); i += ghostWays {
+		cells = append(append(cells, g.cells[i:i+ghostWays]...), g.cells[i:i+ghostWays]...)
+	}
+	g.cells = cells
 }
 
 func (g *ghost) bucket(id block.ExtentID) (cells []uint32, print uint32) {
@@ -94,6 +116,8 @@ type recent struct {
 	clock atomic.Uint32
 	cells [8192]atomic.Uint32 // 20 bits of hash, the highest set, 12 bits of clock
 }
+
+const recentBytes = 8192 * 4
 
 // recentWindow is 32 streams of 4 KiB reads through 64 KiB extents, eight times over.
 const recentWindow = 4096

@@ -27,7 +27,9 @@ type ramShard struct {
 	state  []uint8          // by frame: block<<2 | reads
 	table  []uint32         // frame + 1 by hash, linear probing, half full
 	door   []uint32         // hashes of blocks read once
-	used   int
+	used   int              // frames that were ever in use
+	spare  int              // of them, emptied by drop; from free on, each names the next in its extent
+	free   int
 	hand   int
 }
 
@@ -62,7 +64,7 @@ func (r *ram) close() {
 		s := &r.shards[i]
 		s.mu.Lock()
 		s.frames = nil
-		s.used = 0
+		s.used, s.spare = 0, 0
 		clear(s.table)
 		s.mu.Unlock()
 	}
@@ -70,6 +72,17 @@ func (r *ram) close() {
 		_ = unix.Munmap(r.mem) // it can only fail for a wrong address
 		r.mem = nil
 	}
+}
+
+// used is how many bytes of blocks there are.
+func (r *ram) used() (bytes int64) {
+	for i := range r.shards {
+		s := &r.shards[i]
+		s.mu.Lock()
+		bytes += int64(s.used-s.spare) * block.Size
+		s.mu.Unlock()
+	}
+	return bytes
 }
 
 func (r *ram) shard(id block.ExtentID) (*ramShard, uint64) {
@@ -150,7 +163,7 @@ func (r *ram) offer(id block.ExtentID, off int, p []byte) {
 
 // admitLocked reports whether a block that is not there may come in.
 func (s *ramShard) admitLocked(h uint32) bool {
-	if s.used < len(s.extent) {
+	if s.used < len(s.extent) || s.spare > 0 {
 		return true
 	}
 	d := &s.door[at(h*0x85ebca6b, len(s.door))]
@@ -164,9 +177,13 @@ func (s *ramShard) admitLocked(h uint32) bool {
 
 func (s *ramShard) putLocked(id block.ExtentID, blk int, h uint32, p []byte) {
 	f := s.used
-	if f < len(s.extent) {
+	switch {
+	case s.spare > 0:
+		f, s.free = s.free, int(s.extent[s.free])
+		s.spare--
+	case f < len(s.extent):
 		s.used++
-	} else {
+	default:
 		f = s.evictLocked()
 	}
 	s.extent[f], s.state[f] = id, uint8(blk)<<2
@@ -178,7 +195,22 @@ func (s *ramShard) putLocked(id block.ExtentID, blk int, h uint32, p []byte) {
 	s.table[i] = uint32(f + 1)
 }
 
-// evictLocked empties the next frame that was not read since the hand last came by.
+// drop empties the frames of the first blocks of an extent.
+func (r *ram) drop(id block.ExtentID, blocks int) {
+	s, h := r.shard(id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for b := 0; b < blocks && s.used > s.spare; b++ {
+		if f := s.lookupLocked(id, b, blockHash(h, b)); f >= 0 {
+			s.unlinkLocked(f)
+			s.extent[f], s.state[f] = block.ExtentID(s.free), 0
+			s.free = f
+			s.spare++
+		}
+	}
+}
+
+// evictLocked empties the next frame that was not read since the hand last came by. None is empty.
 func (s *ramShard) evictLocked() int {
 	for s.state[s.hand]&3 > 0 {
 		s.state[s.hand]--
@@ -186,6 +218,12 @@ func (s *ramShard) evictLocked() int {
 	}
 	f := s.hand
 	s.hand = wrap(s.hand+1, len(s.state))
+	s.unlinkLocked(f)
+	return f
+}
+
+// unlinkLocked takes a frame out of the table.
+func (s *ramShard) unlinkLocked(f int) {
 	i := s.homeLocked(f)
 	for s.table[i] != uint32(f+1) {
 		i = wrap(i+1, len(s.table))
@@ -199,7 +237,6 @@ func (s *ramShard) evictLocked() int {
 		i = j
 	}
 	s.table[i] = 0
-	return f
 }
 
 // homeLocked is where probing for a frame's block starts.

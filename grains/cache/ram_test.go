@@ -23,8 +23,15 @@ func TestRAMMatchesModel(t *testing.T) {
 	}
 	defer r.close()
 	hits := 0
-	for range 40_000 {
+	for step := range 40_000 {
 		id := block.ExtentID(rnd.IntN(60))
+		if step%50 == 0 {
+			blocks := 1 + rnd.IntN(ExtentBlocksMax)
+			r.drop(id, blocks)
+			if r.holdsAny(id, 0, blocks) {
+				t.Fatalf("extent %d is there after it was dropped", id)
+			}
+		}
 		off := rnd.IntN(ExtentBlocksMax)
 		n := 1 + rnd.IntN(min(4, ExtentBlocksMax-off))
 		p := make([]byte, n*block.Size)
@@ -53,8 +60,50 @@ func TestRAMMatchesModel(t *testing.T) {
 				cells++
 			}
 		}
-		if cells != s.used || s.used > len(s.extent) || len(s.frames) != len(s.extent)*block.Size {
-			t.Errorf("shard %d: %d cells, %d used of %d frames", i, cells, s.used, len(s.extent))
+		if cells != s.used-s.spare || s.used > len(s.extent) || len(s.frames) != len(s.extent)*block.Size {
+			t.Errorf("shard %d: %d cells, %d used, %d of them empty, of %d frames", i, cells, s.used, s.spare, len(s.extent))
+		}
+	}
+}
+
+// TestRAMUsesDroppedFramesFirst fills a RAM cache and drops a third: that much comes in at its first read, and
+// nothing that was kept leaves for it.
+func TestRAMUsesDroppedFramesFirst(t *testing.T) {
+	r, err := newRAM(1 << 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.close()
+	var p [block.Size]byte
+	held := map[block.ExtentID]bool{}
+	for id := range block.ExtentID(1000) {
+		r.offer(id, 0, p[:])
+		if r.holdsAny(id, 0, 1) {
+			held[id] = true
+		}
+	}
+	room := map[*ramShard]int{}
+	for id := range held {
+		if id%3 == 0 {
+			r.drop(id, 16)
+			s, _ := r.shard(id)
+			room[s]++
+			delete(held, id)
+		}
+	}
+	if len(room) == 0 {
+		t.Fatal("nothing was dropped")
+	}
+	for id := block.ExtentID(2000); id < 4000; id++ {
+		s, _ := r.shard(id)
+		if r.offer(id, 0, p[:]); r.holdsAny(id, 0, 1) != (room[s] > 0) {
+			t.Fatalf("extent %d: %d frames of its shard are empty, and it came in: %v", id, room[s], r.holdsAny(id, 0, 1))
+		}
+		room[s]--
+	}
+	for id := range held {
+		if !r.holdsAny(id, 0, 1) {
+			t.Errorf("extent %d left though there were empty frames", id)
 		}
 	}
 }

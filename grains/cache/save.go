@@ -230,10 +230,12 @@ func decodeSaved(b []byte, add func(id block.ExtentID, disk uint8, r run, crcs [
 // is missing, damaged or of an earlier tenure is cold.
 func (c *Cache) Load(busy func(slot int) bool) error {
 	if c.fs == nil {
+		close(c.loaded)
 		return nil
 	}
 	names, err := c.fs.ReadDir(c.dir)
 	if err != nil {
+		close(c.loaded)
 		return fmt.Errorf("cache: load: %w", err)
 	}
 	var mu sync.Mutex
@@ -275,9 +277,15 @@ func (c *Cache) Load(busy func(slot int) bool) error {
 	}
 	c.loadSlots(now)
 	slices.Reverse(later) // the youngest first
-	c.loading.Go(func() { c.loadSlots(later) })
+	c.loading.Go(func() {
+		c.loadSlots(later)
+		close(c.loaded)
+	})
 	return nil
 }
+
+// Loaded is closed when all that Load found is in the index.
+func (c *Cache) Loaded() <-chan struct{} { return c.loaded }
 
 // WaitLoaded returns when all that Load found is in the index. Load has returned before.
 func (c *Cache) WaitLoaded() { c.loading.Wait() }
@@ -317,9 +325,14 @@ func (c *Cache) loadSlots(slots []int) {
 	}
 }
 
-// loadSlot reads the entries of a pinned slot. If it cannot, the slot is known to be empty.
+// loadSlot reads the entries of a pinned slot. If it cannot, the slot is known to be empty, or, for want of
+// memory, not known.
 func (c *Cache) loadSlot(slot int, head *slotInfo) error {
-	info := newSlotInfo(c.slotBlocks)
+	info := c.newInfo(false)
+	if info == nil {
+		c.slots[slot].Store(nil) // cold; the next Save frees it
+		return nil
+	}
 	info.age, info.stamp, info.kept = head.age, head.stamp, head.kept
 	err := c.decodeFile(slot, info)
 	if err != nil {
@@ -345,7 +358,7 @@ func (c *Cache) decodeFile(slot int, info *slotInfo) error {
 		for i := range r.blocks {
 			info.crcs[int(r.place.Block())+i].Store(binary.LittleEndian.Uint32(crcs[4*i:]))
 		}
-		info.add(id, disk, r)
+		c.add(info, newEntry{id, disk, r}, false)
 	})
 	if err == nil && (int(h.slot) != slot || h.stamp != info.stamp) {
 		err = fmt.Errorf("%w: of another slot", ErrCorrupt)

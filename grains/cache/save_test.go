@@ -246,6 +246,32 @@ func TestEmptySlotsGiveTheirSpaceBack(t *testing.T) {
 	}
 }
 
+// TestSweepForgetsWhatDiedMeanwhile loads an index in which half of the extents have died since it was written.
+func TestSweepForgetsWhatDiedMeanwhile(t *testing.T) {
+	dir := t.TempDir()
+	r := openRig(t, dir, 16)
+	const n = 12
+	for id := range block.ExtentID(n) {
+		r.Fill(1, id, extent(id, 0, 8))
+		r.settle()
+	}
+	r.close()
+	r = openRig(t, dir, 16)
+	r.loaded(func(int) bool { return false })
+	r.Sweep(func(id block.ExtentID) bool { return id < n/2 })
+	r.settle()
+	for id := range block.ExtentID(n) {
+		r.wants(id >= n/2, id, 0, 8)
+	}
+	_, _, before := r.space.Counts()
+	if err := r.Save(); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, clean := r.space.Counts(); clean >= before {
+		t.Errorf("%d clean slots before the next Save and %d after it: the dead ones hold their space", before, clean)
+	}
+}
+
 // goldenSave is the saved index of a small slot that is the same every time.
 func goldenSave(t *testing.T) []byte {
 	r := newRig(t, 8)

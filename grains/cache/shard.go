@@ -222,9 +222,11 @@ func (c *Cache) cellLocked(s *shard, h uint64, e placed) int {
 	return -1
 }
 
+// insertLocked makes an entry known. Without memory for a larger table it does not: what is left in the
+// slot is never found.
 func (c *Cache) insertLocked(s *shard, h uint64, e placed) {
-	if 6*(s.used+1) > 5*len(s.cells) {
-		c.growLocked(s)
+	if 6*(s.used+1) > 5*len(s.cells) && !c.resizeLocked(s, max(cellsMin, len(s.cells)+len(s.cells)/4)) {
+		return
 	}
 	i := s.home(h)
 	for s.cells[i] != 0 {
@@ -237,6 +239,7 @@ func (c *Cache) insertLocked(s *shard, h uint64, e placed) {
 	s.blocks += int64(n)
 	c.shares.use(info.disk(e.entry), n)
 	info.live.Add(1)
+	c.entries.Add(1)
 	info.dirty.Store(true)
 }
 
@@ -248,6 +251,7 @@ func (c *Cache) removeLocked(s *shard, i int) {
 	s.blocks -= int64(n)
 	c.shares.use(info.disk(entry), -n)
 	info.live.Add(-1)
+	c.entries.Add(-1)
 	for j := s.next(i); s.cells[j] != 0; j = s.next(j) {
 		other, _, n := c.entry(s.cells[j])
 		home := s.home(hash(other.extent(n)))
@@ -261,10 +265,17 @@ func (c *Cache) removeLocked(s *shard, i int) {
 	s.cells[i] = 0
 }
 
-// growLocked makes the table larger by a quarter.
-func (c *Cache) growLocked(s *shard) {
+// resizeLocked makes the table n cells long, if there is memory for that.
+func (c *Cache) resizeLocked(s *shard, n int) bool {
+	more := 4 * int64(n-len(s.cells))
+	if more > 0 && !c.memory.reserve(more, false) {
+		return false
+	}
+	if more < 0 {
+		defer c.memory.used.Add(more)
+	}
 	old := s.cells
-	s.cells = make([]uint32, max(cellsMin, len(old)+len(old)/4))
+	s.cells = make([]uint32, n)
 	for _, cell := range old {
 		if cell == 0 {
 			continue
@@ -275,6 +286,19 @@ func (c *Cache) growLocked(s *shard) {
 			i = s.next(i)
 		}
 		s.cells[i] = cell
+	}
+	return true
+}
+
+// shrink gives back the memory of tables that are less than a third full.
+func (c *Cache) shrink() {
+	for i := range c.shards {
+		s := &c.shards[i]
+		s.mu.Lock()
+		if n := max(cellsMin, s.used+s.used/2); 2*n < len(s.cells) {
+			c.resizeLocked(s, n)
+		}
+		s.mu.Unlock()
 	}
 }
 
@@ -288,13 +312,14 @@ func (c *Cache) dropSlot(slot int, info *slotInfo) (dropped uint64) {
 			dropped++
 		}
 	}
+	c.shrink()
 	return dropped
 }
 
-func (s *shard) size() (entries int, blocks, memory int64) {
+func (s *shard) size() (entries int, blocks int64) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return s.used, s.blocks, 4*int64(len(s.cells)) + 64
+	return s.used, s.blocks
 }
 
 // refBitsOf is how many bits name an entry, plus one for none.

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"graindisk/block"
 )
 
 // shares apportions a full tier between disks. Each disk has a target, a part of all that is cached.
@@ -186,4 +188,26 @@ func (s *shares) limitLocked(active func(uint8) bool) {
 		}
 		s.limit[d].Store(math.Float64bits(limit))
 	}
+}
+
+// Share is what one disk has of the tier, or the disks whose numbers share a low byte.
+type Share struct {
+	Disk   uint8   // the low byte of its number
+	Bytes  int64   // cached
+	Target float64 // its part of all that is cached, as apportioned; 0 until the tier is full for the first time
+}
+
+// Shares lists the disks that have a share, in order of arrival.
+func (c *Cache) Shares() []Share {
+	s := &c.shares
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := make([]Share, len(s.disks))
+	for i, d := range s.disks {
+		list[i] = Share{Disk: d, Bytes: s.used[d].Load() * block.Size}
+		if s.full.Load() {
+			list[i].Target = s.target[d]
+		}
+	}
+	return list
 }

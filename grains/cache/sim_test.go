@@ -35,21 +35,26 @@ func TestScanRobsNobody(t *testing.T) {
 		}
 		return 100 * float64(hits) / (reads / 2)
 	}
-	ours := func(scan bool) float64 {
+	ours := func(scan, small bool) float64 {
 		m := newSim(t, slots, simSlotBlocks, Options{})
+		if small { // a block stands for an extent of 4 KiB
+			m.ghost.init(blocks)
+		}
 		return run(scan, func(id block.ExtentID) bool { return m.read(1, id) })
 	}
 	theirs := func(scan, fifo bool) float64 {
 		l := &lru{n: blocks, fifo: fifo, at: map[block.ExtentID]*list.Element{}}
 		return run(scan, l.read)
 	}
-	alone, beside := ours(false), ours(true)
+	alone, beside := ours(false, false), ours(true, false)
+	smallAlone, smallBeside := ours(false, true), ours(true, true)
 	lruAlone, lruBeside := theirs(false, false), theirs(true, false)
 	fifoAlone, fifoBeside := theirs(false, true), theirs(true, true)
 	t.Logf("zipf hits: %.1f %% alone, %.1f %% beside a scan; LRU %.1f and %.1f %%, FIFO %.1f and %.1f %%",
 		alone, beside, lruAlone, lruBeside, fifoAlone, fifoBeside)
-	if alone-beside >= 2 {
-		t.Errorf("the scan costs %.1f points, want less than 2", alone-beside)
+	t.Logf("in extents of 4 KiB: %.1f %% alone, %.1f beside a scan", smallAlone, smallBeside)
+	if alone-beside >= 2 || smallAlone-smallBeside >= 2 {
+		t.Errorf("the scan costs %.1f points, %.1f in extents of 4 KiB, want less than 2", alone-beside, smallAlone-smallBeside)
 	}
 	if beside < lruBeside+8 || beside < fifoBeside+8 || alone < fifoAlone+1 || alone < lruAlone-2 {
 		t.Error("not as much better than plain FIFO and LRU as it was")
@@ -91,6 +96,71 @@ func TestIndexMemory(t *testing.T) {
 			t.Errorf("%.2f MiB of heap per GiB at %d KiB extents, want at most %.1f", got, 4*c.blocks, c.mib)
 		}
 		runtime.KeepAlive(m)
+	}
+}
+
+// writeAll is the log writing a tier's worth of extents of so many blocks, read back now and then.
+func (m *sim) writeAll(t *testing.T, first block.ExtentID, blocks int, check func()) block.ExtentID {
+	var p [block.Size]byte
+	for range m.space.Slots() {
+		was := first
+		first = m.write(t, 1, first, blocks)
+		for id := was; id < first; id += 7 {
+			m.Read(id, 0, 1, p[:])
+		}
+		check()
+	}
+	return first
+}
+
+// TestIndexKeepsToItsBound turns a tier over, in small extents, large ones and small ones again, with memory for
+// half of the index and for all of it, alone and beside others.
+func TestIndexKeepsToItsBound(t *testing.T) {
+	const slots, slotBlocks = 48, 2048
+	for _, c := range []struct {
+		name   string
+		limit  int64
+		beside int64
+		part   float64 // of the tier that is cached at least, small and large extents
+		large  float64
+	}{
+		{"room for all", slots * slotBlocks * 32, 0, 0.7, 0.7},
+		{"room for half", slots * slotBlocks * 12, 0, 0.25, 0.7},
+		{"half of that is taken by others", slots * slotBlocks * 12, slots * slotBlocks * 100, 0.1, 0.4},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := newSim(t, slots, slotBlocks, Options{IndexBytes: c.limit})
+			m.ghost.init(slots * slotBlocks) // as it is
+			m.CountBeside(c.beside)
+			limit := c.limit - min(c.beside, c.limit/2)
+			check := func() {
+				if got := m.Stats().MemoryBytes; got > limit || got != m.allocated() {
+					t.Fatalf("%d bytes counted, %d there are, of at most %d", got, m.allocated(), limit)
+				}
+			}
+			heap := heapBytes()
+			next := block.ExtentID(1)
+			for _, blocks := range []int{1, 16, 1} {
+				for range 2 {
+					next = m.writeAll(t, next, blocks, check)
+				}
+				s := m.Stats()
+				cached := float64(s.Bytes) / (slots * slotBlocks * block.Size)
+				t.Logf("extents of %d blocks: %.0f %% of the tier cached with %d of %d bytes, %d skipped", blocks, 100*cached, s.MemoryBytes, limit, s.AdoptsSkipped)
+				if want := map[int]float64{1: c.part, 16: c.large}[blocks]; cached < want {
+					t.Errorf("extents of %d blocks: %.2f of the tier cached, want %.2f", blocks, cached, want)
+				}
+			}
+			if grown := heapBytes() - heap - int64(len(m.evictor.buf)); grown > limit+limit/8 {
+				t.Errorf("%d bytes of heap for an index of at most %d", grown, limit)
+			}
+			for i := range slots {
+				m.space.Evict(i)
+			}
+			if got := m.Stats().MemoryBytes; got != m.allocated() || got > memoryMin(slots, slotBlocks)+4*int64(len(m.ghost.cells)) {
+				t.Errorf("%d bytes are left of an index that is empty", got)
+			}
+		})
 	}
 }
 

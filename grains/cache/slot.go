@@ -38,6 +38,8 @@ type slotInfo struct {
 	saved bool   // known from its file, which has not been read yet; there are no CRCs and no entries
 	crcs  []atomic.Uint32
 
+	memory atomic.Int64 // reserved for all this
+
 	live  atomic.Int32 // entries in the hash tables
 	dirty atomic.Bool  // there are entries that its file has not
 
@@ -85,9 +87,16 @@ func newSlotInfo(slotBlocks uint32) *slotInfo {
 	}
 }
 
+// newEntry is one run of an extent that a disk brought in.
+type newEntry struct {
+	id   block.ExtentID
+	disk uint8
+	run
+}
+
 // add appends an entry and returns its number; false if the slot has as many as blocks already, which
-// needs the same blocks under several names.
-func (s *slotInfo) add(id block.ExtentID, disk uint8, r run) (uint32, bool) {
+// needs the same blocks under several names, or if more refuses the memory for another chunk.
+func (s *slotInfo) add(e newEntry, more func() bool) (uint32, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if int(s.n) >= len(s.crcs) {
@@ -96,10 +105,13 @@ func (s *slotInfo) add(id block.ExtentID, disk uint8, r run) (uint32, bool) {
 	i := s.n
 	p := &s.chunks[i/chunkLen]
 	if p.Load() == nil {
+		if !more() {
+			return 0, false
+		}
 		p.Store(new(chunk))
 	}
 	c := p.Load()
-	c.extent[i%chunkLen], c.loc[i%chunkLen], c.disk[i%chunkLen] = id, packLoc(r), disk
+	c.extent[i%chunkLen], c.loc[i%chunkLen], c.disk[i%chunkLen] = e.id, packLoc(e.run), e.disk
 	s.n++
 	return i, true
 }
@@ -138,9 +150,4 @@ func (s *slotInfo) touch(i uint32) {
 func (s *slotInfo) setReads(i, reads uint32) {
 	w, shift := s.word(i)
 	w.Or(reads << shift)
-}
-
-func (s *slotInfo) memory() int64 {
-	const chunkBytes = chunkLen*(8+4+1) + chunkLen/4
-	return 4*int64(len(s.crcs)) + int64(s.count()+chunkLen-1)/chunkLen*chunkBytes + 8*int64(len(s.chunks)) + 128
 }

@@ -59,7 +59,9 @@ func (c *Cache) Restore(b []byte, busy func(slot int) bool) error {
 		if c.slots[slot].Load() != nil || !c.space.Exists(slot) || c.stamp(slot) != stamp {
 			return false
 		}
-		info = c.info(slot)
+		if info = c.info(slot); info == nil {
+			return false
+		}
 		if !busy(slot) {
 			c.space.SetClean(slot)
 		}
@@ -72,7 +74,7 @@ func (c *Cache) Restore(b []byte, busy func(slot int) bool) error {
 		for i := range r.blocks {
 			info.crcs[int(r.place.Block())+i].Store(binary.LittleEndian.Uint32(crcs[4*i:]))
 		}
-		if e, ok := info.add(id, 0, r); ok {
+		if e, ok := c.add(info, newEntry{id, 0, r}, false); ok {
 			c.insertMissing(id, placed{r.place.Slot(), e})
 		}
 	})

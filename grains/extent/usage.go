@@ -142,33 +142,44 @@ const damagesMax = 8
 // an extent twice, is left out, marks the segment as damaged and is reported once per segment, as an
 // ErrDamaged.
 func (u *Usage) Lost(ls []Loss) error {
+	_, err := u.Lose(ls)
+	return err
+}
+
+// Lose is Lost that also tells which extents died of it, each by the loss of its last block: nothing
+// maps any of their blocks from here on.
+func (u *Usage) Lose(ls []Loss) (dead []Loss, err error) {
 	var errs []error
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for _, l := range ls {
-		if err := u.loseLocked(l); err != nil && len(errs) < damagesMax {
+		died, err := u.loseLocked(l)
+		if err != nil && len(errs) < damagesMax {
 			errs = append(errs, err)
 		}
+		if died {
+			dead = append(dead, l)
+		}
 	}
-	return errors.Join(errs...)
+	return dead, errors.Join(errs...)
 }
 
-func (u *Usage) loseLocked(l Loss) error {
+func (u *Usage) loseLocked(l Loss) (died bool, err error) {
 	r := u.rowLocked(l.Extent.Segment())
 	if r == nil {
-		return fmt.Errorf("usage: %d blocks of extent %v lost: no such segment: %w", l.Blocks, l.Extent, ErrDamaged)
+		return false, fmt.Errorf("usage: %d blocks of extent %v lost: no such segment: %w", l.Blocks, l.Extent, ErrDamaged)
 	}
 	was := *r
-	err := u.countOutLocked(r, l)
+	err = u.countOutLocked(r, l)
 	if err != nil && was.state&stateDamaged == 0 {
 		r.state |= stateDamaged
 	}
 	u.v.sum.add(&was, -1)
 	u.v.sum.add(r, 1)
 	if err == nil || was.state&stateDamaged != 0 {
-		return nil // reported when it was found
+		return r.dead > was.dead, nil // an error was reported when it was found
 	}
-	return fmt.Errorf("usage: %d of %d blocks of extent %v lost: %w: %w", l.Blocks, l.Orig, l.Extent, ErrDamaged, err)
+	return false, fmt.Errorf("usage: %d of %d blocks of extent %v lost: %w: %w", l.Blocks, l.Orig, l.Extent, ErrDamaged, err)
 }
 
 // countOutLocked applies a loss to its row, or says why it cannot be.

@@ -639,3 +639,33 @@ func BenchmarkCheckpoint(b *testing.B) {
 		}
 	})
 }
+
+// TestLoseTellsWhatDied loses extents piece by piece: each is named once, with the loss of its last block,
+// and what is refused kills nothing.
+func TestLoseTellsWhatDied(t *testing.T) {
+	u := NewUsage()
+	e := func(i int) block.ExtentID { return block.NewExtentID(1, i) }
+	if err := u.Add(Segment{ID: 1, Epoch: 1, K: 1, Targets: []block.TargetID{1}, Extents: 3, Blocks: 21}); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		ls   []Loss
+		want []Loss
+		bad  bool
+	}{
+		{ls: []Loss{{e(0), 16, 10}, {e(1), 4, 1}}},
+		{ls: []Loss{{e(0), 16, 6}, {e(1), 4, 2}}, want: []Loss{{e(0), 16, 6}}},
+		{ls: []Loss{{e(0), 16, 1}, {e(2), 1, 1}}, want: []Loss{{e(2), 1, 1}}, bad: true},
+		{ls: []Loss{{e(1), 4, 1}, {e(1), 4, 1}}, want: []Loss{{e(1), 4, 1}}},
+	} {
+		got, err := u.Lose(c.ls)
+		if !slices.Equal(got, c.want) || (err != nil) != c.bad {
+			t.Errorf("lost %v: %v died, %v; want %v", c.ls, got, err, c.want)
+		}
+		for _, l := range got {
+			if u.Alive(l.Extent) {
+				t.Errorf("extent %v is told dead and counts as alive", l.Extent)
+			}
+		}
+	}
+}

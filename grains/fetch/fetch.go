@@ -98,6 +98,8 @@ type Stats struct {
 	Rounds      uint64 // calls of Source
 	Shared      uint64 // wants that found a flight under way or landed
 	Ahead       uint64 // extents read ahead
+	AheadUsed   uint64 // of them, wanted by somebody since
+	Landed      uint64 // reads answered by what had arrived a moment ago, most of it read ahead
 	AheadUnread uint64 // of them, given up before anybody wanted them
 	AheadBytes  int64  // queued, under way and landed now
 }
@@ -210,7 +212,7 @@ func (f *Fetcher) joinLocked(w Want, s sub) {
 		return
 	}
 	f.stats.Shared++
-	fl.wanted = true
+	f.wantLocked(fl)
 	switch {
 	case fl.settled:
 		s.out <- Result{s.i, fl.data, fl.err}
@@ -221,6 +223,14 @@ func (f *Fetcher) joinLocked(w Want, s sub) {
 		fl.round.live++
 	}
 	fl.subs = append(fl.subs, s)
+}
+
+// wantLocked notes that somebody asks for a flight.
+func (f *Fetcher) wantLocked(fl *flight) {
+	if fl.ahead && !fl.wanted {
+		f.stats.AheadUsed++
+	}
+	fl.wanted = true
 }
 
 func (f *Fetcher) enqueueLocked(fl *flight) {
@@ -319,7 +329,8 @@ func (f *Fetcher) Landed(id block.ExtentID, off int, dst []byte) bool {
 		return false
 	}
 	data := fl.data
-	fl.wanted = true
+	f.wantLocked(fl)
+	f.stats.Landed++
 	f.passLocked(fl, off+len(dst)/block.Size)
 	f.mu.Unlock()
 	copy(dst, data[off*block.Size:])

@@ -414,7 +414,7 @@ func TestReadaheadIsSharedKeptAndBounded(t *testing.T) {
 				t.Errorf("extent %d: kept should be %v", i, kept)
 			}
 		}
-		if st := x.Stats(); st.AheadUnread != 2 || st.AheadBytes != 8*size {
+		if st := x.Stats(); st.Ahead != 12 || st.AheadUnread != 2 || st.AheadUsed != 10 || st.AheadBytes != 8*size {
 			t.Errorf("%+v", st)
 		}
 		s.full = false

@@ -20,18 +20,19 @@ type ReadStats struct {
 	Reads   uint64 // ranges and indexes that were wanted
 	Hedged  uint64 // of them, how many were asked of others because the first was slow
 	Extra   uint64 // requests that hedging cost; at most 5 % of Reads
+	Denied  uint64 // slow reads that were not hedged because the budget was spent
 	Won     uint64 // hedges that came first
 	Avoided uint64 // reads that did not wait for a sick target
 	Stalled uint64 // reads given up on after stallTime
 }
 
-type readCounts struct{ reads, hedged, extra, won, avoided, stalled atomic.Uint64 }
+type readCounts struct{ reads, hedged, extra, denied, won, avoided, stalled atomic.Uint64 }
 
 // Stats counts.
 func (r *Reader) Stats() ReadStats {
 	c := &r.counts
 	return ReadStats{
-		Reads: c.reads.Load(), Hedged: c.hedged.Load(), Extra: c.extra.Load(), Won: c.won.Load(),
+		Reads: c.reads.Load(), Hedged: c.hedged.Load(), Extra: c.extra.Load(), Denied: c.denied.Load(), Won: c.won.Load(),
 		Avoided: c.avoided.Load(), Stalled: c.stalled.Load(),
 	}
 }
@@ -158,7 +159,11 @@ func (a *race) run(ctx context.Context) outcome {
 				return failed
 			}
 		case <-hedge:
-			if !a.others && a.r.hedges.take(int(a.info.K)) {
+			switch {
+			case a.others:
+			case !a.r.hedges.take(int(a.info.K)):
+				a.r.counts.denied.Add(1)
+			default:
 				a.hedged, a.why = true, errLate
 				a.r.counts.hedged.Add(1)
 				a.r.counts.extra.Add(uint64(a.info.K))
@@ -287,6 +292,8 @@ func (r *Reader) raceIndex(ctx context.Context, info Info, order []int) (*Index,
 				r.counts.hedged.Add(1)
 				r.counts.extra.Add(1)
 				ask()
+			case len(order) > 0:
+				r.counts.denied.Add(1)
 			}
 			late.Reset(stallTime)
 		case <-ctx.Done():

@@ -43,6 +43,7 @@ var layers = []struct {
 	{"tier", []string{"block", "internal/vfs"}},
 	{"writeback", []string{"block", "internal/planted", "internal/turn", "internal/vfs", "tier"}},
 	{"grains/segment", []string{"block", "backend"}},
+	{"grains/bootprofile", []string{"block"}},
 	{"grains/extent", []string{"block", "internal/vfs"}},
 	{"grains/cache", []string{"block", "internal/planted", "internal/vfs", "tier"}},
 	{"grains/fetch", []string{"block"}},
