@@ -21,7 +21,7 @@ type Extent struct {
 const statusSteps = 64 << 10
 
 // FastZero tells that OpZero of whole blocks never costs more than to write them: it is one record in
-// the log, however long it is.
+// the log, however long it is, and waits neither for room nor for a target.
 func (d *Disk) FastZero() bool { return true }
 
 // Status tells what [off, off+n) is made of, in order from off on: at least one extent and at most limit,

@@ -41,8 +41,8 @@ type Device interface {
 	Flush(ctx context.Context) error
 }
 
-// FastZeroer is a Device that knows whether OpZero of a range that holds a whole block is always faster than
-// to write the zeroes; only then is FAST_ZERO offered. What holds none is refused with ENOTSUP.
+// FastZeroer is a Device that knows whether OpZero of whole blocks is always faster than to write the zeroes;
+// only then is FAST_ZERO offered. Any other range is refused with ENOTSUP.
 type FastZeroer interface{ FastZero() bool }
 
 // Extent is a range of a device of which the same is known.

@@ -36,7 +36,8 @@
 //   - base:allocation tells data, or hole and zero; an answer has at most 2048 ranges and ends with the request.
 //   - NO_HOLE changes nothing: what is zeroed takes no space, and to write there later costs no more and fails no
 //     sooner than anywhere else. BLOCK_STATUS tells it as a hole.
-//   - FAST_ZERO is refused with ENOTSUP for a range without a whole block, whose zeroes are stored like data.
+//   - FAST_ZERO is refused with ENOTSUP unless the range is whole blocks: to zero part of a block may wait for
+//     the store and for room, as to write it.
 //   - CACHE brings up to 1 GiB of the range to the local tier and is answered then.
 //
 // Limits on strangers: the handshake must end in time however it goes on, has at most 256 options of at most
@@ -86,7 +87,9 @@
 //     unless that takes more than half a minute; a client that goes without one has all it asked for cancelled.
 //   - No byte of plain text has an effect after STARTTLS, and none but STARTTLS and ABORT where TLS is
 //     required.
-//   - A FLUSH covers every write completed before it on any connection (the device's promise).
+//   - A FLUSH covers every write completed before it on any connection (the device's promise), of clients that
+//     have gone too. Where a client may outlive the host, AckStable acknowledges nothing that a power cut can
+//     take back; so its FLUSH after a reconnect never covers a lost write.
 //     Writes read before it on its own connection are given 20 ms to go first; the protocol does
 //     not ask for it, and a full log must not hold a FLUSH.
 package nbd

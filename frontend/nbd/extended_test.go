@@ -85,8 +85,10 @@ func TestExtendedBytes(t *testing.T) {
 		{"TRIM", `0000 0004` + cookie + `0000000000001000 0000000000001000`, none(`0000000000001000`)},
 		{"WRITE_ZEROES", `0000 0006` + cookie + `0000000000000006 0000000000000001`, none(`0000000000000006`)},
 		{"WRITE_ZEROES with NO_HOLE, FAST_ZERO and FUA", `0013 0006` + cookie + `0000000000001000 0000000000001000`, none(`0000000000001000`)},
-		{"FAST_ZERO of less than a block is not fast", `0010 0006` + cookie + `0000000000001001 0000000000001ffe`,
-			extError(`0000000000001001`, `0000005f`, "ENOTSUP: not supported")},
+		{"FAST_ZERO from within a block is not fast", `0010 0006` + cookie + `0000000000000fff 0000000000001001`,
+			extError(`0000000000000fff`, `0000005f`, "ENOTSUP: not supported")},
+		{"FAST_ZERO up to within a block is not fast", `0010 0006` + cookie + `0000000000000000 0000000000001001`,
+			extError(`0000000000000000`, `0000005f`, "ENOTSUP: not supported")},
 		{"CACHE", `0000 0005` + cookie + at0 + `0000000000010000`, none(at0)},
 		{"BLOCK_STATUS", `0000 0007` + cookie + at0 + `0000000000010000`, hexExtReply + `0001 0006` + cookie + at0 + `0000000000000028
 			00000001 00000002  0000000000001000 00000000 00000000  000000000000f000 00000000 00000003`},

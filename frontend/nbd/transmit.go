@@ -170,8 +170,8 @@ func (c *conn) check(q request) proto.Errno {
 	if int64(q.offset)+int64(q.length) > c.dev.Size() {
 		return rangeErrno(q.cmd)
 	}
-	if q.flags&proto.CmdFlagFastZero != 0 && q.length > 0 && !q.hasWholeBlock() {
-		return proto.ENOTSUP // part of a block is stored, as a WRITE would
+	if q.flags&proto.CmdFlagFastZero != 0 && (q.offset|q.length)%block.Size != 0 {
+		return proto.ENOTSUP // part of a block waits for what a WRITE would
 	}
 	return proto.OK
 }
@@ -179,10 +179,6 @@ func (c *conn) check(q request) proto.Errno {
 // changes tells whether q is of a kind that changes the device.
 func (q request) changes() bool {
 	return q.cmd == proto.CmdWrite || q.cmd == proto.CmdTrim || q.cmd == proto.CmdWriteZeroes
-}
-
-func (q request) hasWholeBlock() bool {
-	return (q.offset+block.Size-1)/block.Size < (q.offset+q.length)/block.Size
 }
 
 // allocation tells whether the client has chosen base:allocation for the export it then opened.
