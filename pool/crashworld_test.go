@@ -285,7 +285,9 @@ func (w *world) open() (bool, error) {
 	}
 	for try := 0; ; try++ {
 		w.life = w.newLife(false)
-		if w.rng.IntN(10) == 0 || smaller && try == 0 && w.rng.IntN(2) == 0 {
+		if smaller && try == 0 && w.rng.IntN(4) > 0 {
+			w.injure(5)
+		} else if w.rng.IntN(10) == 0 {
 			w.injure(20)
 		}
 		o := w.options(w.fs, w.life)
