@@ -2,8 +2,10 @@ package pool
 
 import (
 	"context"
+	"errors"
 	"io/fs"
 	"math/rand/v2"
+	"path"
 	"strings"
 	"syscall"
 	"testing"
@@ -185,6 +187,36 @@ func TestTheTierChangesItsSize(t *testing.T) {
 	}
 	model = r.fill("d", 10<<20)
 	r.publish()
+	r.expect(r.disk("d", int64(len(model))), model)
+}
+
+// TestAStartCutShortLeavesTheSlotsTheirSize finds one slot file alone, of which a first start has written a
+// part.
+func TestAStartCutShortLeavesTheSlotsTheirSize(t *testing.T) {
+	r := newRig(t, func(o *Options) { o.TierBytes = 16 << 20 })
+	want := r.pool.space.SlotBytes()
+	r.abandon()
+	entries, err := r.fs.ReadDir("/host/tier")
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), "slot-") {
+			err = errors.Join(err, r.fs.Remove(path.Join("/host/tier", e.Name())))
+		}
+	}
+	f, ferr := r.fs.Create("/host/tier/slot-000000")
+	if err = errors.Join(err, ferr); err != nil {
+		t.Fatal(err)
+	}
+	_, err = f.WriteAt(make([]byte, slotBytesMin+block.Size), 0)
+	if err = errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	r.open(false)
+	if got := r.pool.space.SlotBytes(); got != want || r.pool.Status().Tier.SlotBytes != want {
+		t.Errorf("slots of %d bytes, %d before", got, want)
+	}
+	model := r.fill("d", 4<<20)
+	r.abandon()
+	r.open(false)
 	r.expect(r.disk("d", int64(len(model))), model)
 }
 

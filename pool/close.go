@@ -154,7 +154,7 @@ func (p *Pool) Status() Status {
 	s.Log = logStatus(p.log.Health(), time.Now())
 	s.Reads = p.readCounts()
 	s.Tier = TierStatus{
-		Dir: p.o.TierDir, SlotBytes: p.o.SlotBytes, Free: free, Busy: busy, Clean: clean, IndexBytes: p.log.IndexBytes(),
+		Dir: p.o.TierDir, SlotBytes: p.space.SlotBytes(), Free: free, Busy: busy, Clean: clean, IndexBytes: p.log.IndexBytes(),
 		Cache: s.Reads.short(),
 	}
 	if !p.isClaimed() {

@@ -74,6 +74,7 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 	p.pub, p.buffers = newPublisher(), segment.NewBuffers(banksMax*o.SegmentBytes*3/2)
 	ro := root.Options{Targets: rootTargets(o.Targets), Log: o.Log}
 	if haveLog {
+		p.slotBytes = id.SlotBytes
 		p.uuid = uuid.UUID(id.Pool)
 		ro.Pool = p.uuid.String()
 	}
@@ -299,11 +300,15 @@ func (p *Pool) openSpace() error {
 	if err != nil {
 		return err
 	}
-	if was%block.Size == 0 && was >= slotBytesMin {
-		p.o.SlotBytes = was // another tier size now would give another; the log is in slots of this
+	slotBytes := p.o.SlotBytes
+	switch { // another tier size now would give another; the log is in slots of this
+	case p.slotBytes > 0:
+		slotBytes = p.slotBytes
+	case was%block.Size == 0 && was >= slotBytesMin:
+		slotBytes = was
 	}
 	space, err := tier.Open(tier.Options{
-		FS: p.o.FS, Dir: p.o.TierDir, SlotBytes: p.o.SlotBytes, Slots: max(slotsMin, int(p.o.TierBytes/p.o.SlotBytes)),
+		FS: p.o.FS, Dir: p.o.TierDir, SlotBytes: slotBytes, Slots: max(slotsMin, int(p.o.TierBytes/slotBytes)),
 	})
 	if err != nil {
 		return err
@@ -393,7 +398,7 @@ func (p *Pool) createLog() error {
 	if err != nil {
 		return err
 	}
-	p.logID = log.UUID()
+	p.logID, p.slotBytes = log.UUID(), p.space.SlotBytes()
 	return errors.Join(log.Close(), p.closeTier())
 }
 
@@ -525,5 +530,6 @@ func (p *Pool) setAside(id writeback.Identity, v root.Value, epoch uint64) (unus
 	}
 	to := path.Join(p.o.TierDir, quarantine+id.Log.String())
 	p.o.Log.Warn("log of an earlier owner set aside", "pool", p.o.Name, "log", id.Log, "unpublished_bytes", dirty.Bytes, "in", to)
+	p.slotBytes = 0
 	return false, writeback.SetAside(p.o.FS, p.o.TierDir, to)
 }

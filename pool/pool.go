@@ -260,11 +260,12 @@ type Pool struct {
 	usage    *extent.Usage // replaced only while opening
 	usageErr atomic.Pointer[gate]
 
-	uuid     uuid.UUID
-	logID    writeback.UUID
-	epoch    atomic.Uint64
-	createMu turn.Lock // one disk is created at a time
-	segMu    turn.Lock // one segment number is drawn at a time
+	uuid      uuid.UUID
+	logID     writeback.UUID
+	slotBytes int64 // of the tier, noted in the log it holds; 0 if not
+	epoch     atomic.Uint64
+	createMu  turn.Lock // one disk is created at a time
+	segMu     turn.Lock // one segment number is drawn at a time
 
 	buffers    *segment.Buffers
 	foreground foreground

@@ -64,7 +64,7 @@ func (p *Pool) warmUp(ctx context.Context) {
 	case <-ctx.Done():
 		return
 	}
-	batch := min(warmBatch, p.o.SlotBytes/2)
+	batch := min(warmBatch, p.space.SlotBytes()/2)
 	left := p.o.TierBytes / warmPart
 	for len(list) > 0 {
 		rest := list[:0]

@@ -14,12 +14,14 @@ import (
 type Identity struct {
 	Log  UUID
 	Pool UUID
+	// SlotBytes is the length of the slots that the log is in; 0 if it was not noted.
+	SlotBytes int64
 }
 
 // ReadIdentity tells whose log dir holds; ErrNoLog if it holds none.
 func ReadIdentity(fsys vfs.FS, dir string) (Identity, error) {
 	id, err := readIdentity(fsys, dir)
-	return Identity{Log: id.log, Pool: id.pool}, err
+	return Identity{Log: id.log, Pool: id.pool, SlotBytes: id.slotBytes}, err
 }
 
 // SetAside moves every file of a log and of its tier from dir to the new folder to below it: from then on

@@ -73,7 +73,7 @@ func golden() map[string][]byte {
 		"batch":      append(batch, payload...),
 		"meta":       append(mh.encode(), mr.encode(goldTerm.seed())...),
 		"checkpoint": append(append(ch.encode(), index...), "state"...),
-		"identity":   identity{log: goldLog, pool: testPool}.encode(),
+		"identity":   identity{log: goldLog, pool: testPool, slotBytes: 64 << 20}.encode(),
 	}
 }
 

@@ -13,13 +13,14 @@ import (
 
 // identity says who the log is. It is written last of all that Create writes, and never again.
 //
-//	0       4     6     8          16         32          4092
-//	+-------+-----+-----+----------+----------+-----------+------+-----+
-//	| GDID  | ver | 0   | incompat | log uuid | pool uuid | zero | crc |
-//	+-------+-----+-----+----------+----------+-----------+------+-----+
+//	0       4     6     8          16         32          48           56     4092
+//	+-------+-----+-----+----------+----------+-----------+------------+------+-----+
+//	| GDID  | ver | 0   | incompat | log uuid | pool uuid | slot bytes | zero | crc |
+//	+-------+-----+-----+----------+----------+-----------+------------+------+-----+
 type identity struct {
-	log  UUID
-	pool UUID
+	log       UUID
+	pool      UUID
+	slotBytes int64 // 0 in those that were written before it was noted
 }
 
 const (
@@ -32,6 +33,7 @@ func (id identity) encode() []byte {
 	putStart(b, identityMagic)
 	copy(b[16:], id.log[:])
 	copy(b[32:], id.pool[:])
+	le.PutUint64(b[48:], uint64(id.slotBytes))
 	le.PutUint32(b[fileCRCAt:], block.CRC(b[:fileCRCAt]))
 	return b
 }
@@ -45,7 +47,8 @@ func decodeIdentity(b []byte) (id identity, err error) {
 	}
 	copy(id.log[:], b[16:])
 	copy(id.pool[:], b[32:])
-	if !isZero(b[48:fileCRCAt]) {
+	id.slotBytes = int64(le.Uint64(b[48:]))
+	if id.slotBytes < 0 || id.slotBytes%block.Size != 0 || !isZero(b[56:fileCRCAt]) {
 		return id, errTorn
 	}
 	return id, nil
@@ -92,7 +95,7 @@ func Create(o Options) (*Log, error) {
 	}
 	err := l.meta.appendTermLocked(pos)
 	if err == nil {
-		err = writeIdentity(o, identity{log: l.id, pool: o.Pool})
+		err = writeIdentity(o, identity{log: l.id, pool: o.Pool, slotBytes: o.Space.SlotBytes()})
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("create log: %w", err), l.meta.close())
