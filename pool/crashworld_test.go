@@ -146,10 +146,10 @@ func (w *world) newLife(calm bool) *life {
 	if w.rng.IntN(3) == 0 {
 		l.cutAt = 1 + w.rng.Int64N(80)
 	}
-	if was := w.life; was != nil && len(was.offline) == 2 && was.calls.Load() >= was.offFrom && w.rng.IntN(2) == 0 {
-		for i := range crashTargets { // what only one target has heard of is away now
+	if was := w.life; was != nil && len(was.offline) == 2 && was.calls.Load() >= was.offFrom && w.rng.IntN(4) > 0 {
+		for i := range crashTargets { // what only one target has heard of is away now, or goes once that was read
 			if !slices.Contains(was.offline, i) {
-				l.offline, l.offTo = []int{i}, 10+w.rng.Int64N(60)
+				l.offline, l.offFrom, l.offTo = []int{i}, w.rng.Int64N(2)*(2+w.rng.Int64N(6)), 10+w.rng.Int64N(60)
 			}
 		}
 		w.stats.inc("lives without the target that was alone before")
@@ -337,6 +337,9 @@ func (w *world) injure(skip int) {
 	if w.rng.IntN(3) == 0 {
 		f.Err = syscall.ENOSPC
 	}
+	if w.rng.IntN(2) == 0 { // while it is being mended
+		f.CutAfter = 1 + w.rng.IntN(8)
+	}
 	w.life.hurt.Store(true)
 	w.fs.Inject(f)
 	w.stats.inc("faults armed: " + f.Op.String())
@@ -402,7 +405,7 @@ func (w *world) drawLoss() loss {
 	switch n := w.rng.IntN(10); {
 	case n < 4:
 		return lostProcess
-	case n < 8:
+	case n < 7:
 		return lostPower
 	}
 	return lostHost

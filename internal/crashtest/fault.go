@@ -42,6 +42,8 @@ type Fault struct {
 	Skip  int    // matching calls that pass first
 	Count int    // matching calls that then fail; 0 is all
 	Err   error  // nil is EIO
+	// CutAfter counts the mutating calls from the first that fails to that at which the power goes; 0 leaves it on.
+	CutAfter int
 }
 
 // Inject arms a fault. Of several that match, each counts the call and the first due one answers.
@@ -84,6 +86,9 @@ func (f *FS) faultLocked(op Op, p string) error {
 	for _, fault := range f.faults {
 		if fault.Op == op && fault.matches(p) && fault.fires() && due == nil {
 			due = fault.Err
+			if fault.CutAfter > 0 {
+				f.cutAt, fault.CutAfter = f.calls+fault.CutAfter, 0
+			}
 		}
 	}
 	return due

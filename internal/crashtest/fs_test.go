@@ -402,6 +402,18 @@ func TestFailedSync(t *testing.T) {
 	wantOutcomes(t, outcomes(t, fs, "f", KeepRandom, 100), "ca", "cb")
 }
 
+func TestPowerGoesSoonAfterAFault(t *testing.T) {
+	fs := NewFS(Options{})
+	f := stableFile(t, fs, "f", sectors("a"))
+	fs.Inject(Fault{Op: OpSync, Skip: 1, Count: 2, CutAfter: 3})
+	must(t, f.Sync())
+	for i, want := range []error{syscall.EIO, syscall.EIO, nil, ErrPowerLost} {
+		if err := f.Sync(); !errors.Is(err, want) {
+			t.Errorf("sync %d: %v, want %v", i, err, want)
+		}
+	}
+}
+
 func TestFaults(t *testing.T) {
 	fs := NewFS(Options{})
 	f, g := stableFile(t, fs, "f", sectors("aaaa")), stableFile(t, fs, "g", sectors("a"))
