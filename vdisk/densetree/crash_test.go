@@ -107,7 +107,7 @@ func TestFailedMergesLoseNothing(t *testing.T) {
 		{Op: crashtest.OpCreate, Path: "run-*"},
 		{Op: crashtest.OpSyncDir},
 	}
-	for skip := range 24 { // wherever in a merge, of which several parts are in place by then
+	for skip := 1; skip < 24; skip += 3 { // wherever in a merge, of which several parts are in place by then
 		faults = append(faults, crashtest.Fault{Op: crashtest.OpRead, Path: "run-*", Skip: skip})
 	}
 	for _, fault := range faults {
