@@ -3,6 +3,7 @@ package backend
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 )
 
@@ -13,7 +14,8 @@ const DeleteBatchMax = 256
 type BatchDeleter interface {
 	// DeleteBatch removes up to DeleteBatchMax objects by one request, in no order; missing ones are not an
 	// error. It returns nil if none of them is there any more, else one error for each key, in the order
-	// of keys, nil for those that are gone. More keys are refused, each as Permanent.
+	// of keys, nil for those that are gone. More keys are refused, each as Permanent. A store that turns out to know
+	// no batches refuses each with errors.ErrUnsupported (Permanent), now and later: see NoBatches.
 	DeleteBatch(ctx context.Context, keys []string) []error
 }
 
@@ -54,11 +56,21 @@ func DeleteMany(ctx context.Context, s Store, keys []string) []error {
 	var errs []error
 	for from := 0; from < len(keys); from += DeleteBatchMax {
 		part := keys[from:min(from+DeleteBatchMax, len(keys))]
-		for i, err := range b.DeleteBatch(ctx, part) {
+		got := b.DeleteBatch(ctx, part)
+		if NoBatches(got) {
+			got = DeleteEach(ctx, s, part)
+		}
+		for i, err := range got {
 			errs = SetError(errs, len(keys), from+i, err)
 		}
 	}
 	return errs
+}
+
+// NoBatches tells from the answer of a BatchDeleter that its store knows no batches: its objects go by Delete, so that
+// whoever stands between sees each request.
+func NoBatches(errs []error) bool {
+	return slices.ContainsFunc(errs, func(err error) bool { return errors.Is(err, errors.ErrUnsupported) })
 }
 
 // DeleteEach is DeleteMany without batches: some at a time.

@@ -193,3 +193,57 @@ func TestReadingTheRootTakesAsLongAsItMust(t *testing.T) {
 		})
 	}
 }
+
+// TestOneTargetThatHangsHoldsNoClaimUp publishes for the first time after an open, with two of three targets
+// answering: each round of requests for the root waits for the third no longer than the linger.
+func TestOneTargetThatHangsHoldsNoClaimUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, stores := stallingRig(t, func(o *Options) { o.RootTimeout = hangs })
+		model := make([]byte, testDisk)
+		r.scribble(r.disk("d", testDisk), model, 10)
+		r.abandon()
+		stores[1].left.Store(math.MaxInt64)
+		r.open(false)
+		began := time.Now() // the bubble's clock
+		r.publish()
+		const rounds = 6 // look, survey, promise, accept; and two commits
+		if took := time.Since(began); took > rounds*250*time.Millisecond {
+			t.Errorf("the first cut took %v", took)
+		}
+		if s := r.pool.Status(); s.State != "serving" || s.Epoch < 2 {
+			t.Errorf("state %s, epoch %d", s.State, s.Epoch)
+		}
+		r.expect(r.disk("d", testDisk), model)
+		r.abandon()
+	})
+}
+
+// TestAClaimFindsATargetWithAnotherName serves from the log while no target answers, and claims the pool when all do,
+// but for one that got another name and hangs once: only its copy tells which member it is.
+func TestAClaimFindsATargetWithAnotherName(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		name := "t1"
+		r, stores := stallingRig(t, func(o *Options) {
+			o.RootTimeout, o.RootLook, o.Targets[1].Name = hangs, 500*time.Millisecond, name
+		})
+		r.scribble(r.disk("d", testDisk), make([]byte, testDisk), 10)
+		r.abandon()
+		for _, s := range stores {
+			s.left.Store(math.MaxInt64)
+		}
+		name = "other"
+		r.open(false)
+		if s := r.pool.Status(); s.State != "claiming" {
+			t.Fatalf("state %s before any target answered", s.State)
+		}
+		synctest.Wait()                      // all are asked, and hang
+		for i, n := range []int64{0, 1, 0} { // of the next look
+			stores[i].left.Store(n)
+		}
+		r.publish()
+		if got := r.pool.Status().Targets[1]; got.Name != name || got.Root != string(root.OK) {
+			t.Errorf("%+v", got)
+		}
+		r.abandon()
+	})
+}

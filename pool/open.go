@@ -127,16 +127,13 @@ var errRootNeeded = errors.New("the targets do not answer")
 // targets may be away: the log alone is enough to serve. Targets that answer without a root of this pool
 // are another matter: they were emptied or swapped. Without a log it creates the pool where that is allowed.
 func (p *Pool) readRoot(ctx context.Context, haveLog bool) (*root.Copy, error) {
-	timeout, read := p.o.RootLook, p.reg.ReadQuorum
+	timeout, read := p.o.RootLook, p.lookAtRoot
 	if !haveLog {
 		timeout, read = max(p.o.RootTimeout, 30*time.Second), p.reg.Read
 	}
 	rctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	view, err := read(rctx)
-	if haveLog && err == nil && view.Quorum && !p.knowsTargets(view) {
-		view, err = p.reg.Read(rctx)
-	}
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
@@ -169,6 +166,16 @@ func (p *Pool) readRoot(ctx context.Context, haveLog bool) (*root.Copy, error) {
 		err = view.Err()
 	}
 	return nil, fmt.Errorf("%w%s", err, p.rootAdvice(count, haveLog))
+}
+
+// lookAtRoot reads the root from a quorum, which shows whatever was committed; one target that hangs does not hold it
+// up, unless its copy alone could tell which member it is.
+func (p *Pool) lookAtRoot(ctx context.Context) (root.View, error) {
+	view, err := p.reg.ReadQuorum(ctx)
+	if err == nil && view.Quorum && !p.knowsTargets(view) {
+		return p.reg.Read(ctx)
+	}
+	return view, err
 }
 
 // knowsTargets tells whether every target is a member of the pool by its copy of the root or, where that
@@ -463,7 +470,7 @@ func (p *Pool) ensureClaimed(ctx context.Context) error {
 
 // reclaim claims the pool for a log that serves already.
 func (p *Pool) reclaim(ctx context.Context) error {
-	view, err := p.reg.Read(ctx)
+	view, err := p.lookAtRoot(ctx)
 	if err != nil {
 		return err
 	}

@@ -1,7 +1,9 @@
 package pool
 
 import (
+	"cmp"
 	"context"
+	"slices"
 	"time"
 
 	"graindisk/block"
@@ -54,6 +56,7 @@ func (p *Pool) warmUp(ctx context.Context) {
 		list = append(list, &warming{disk: d})
 	}
 	p.mu.Unlock()
+	slices.SortFunc(list, func(a, b *warming) int { return cmp.Compare(a.disk.ID(), b.disk.ID()) }) // see crashtest.Sched
 	for _, w := range list {
 		if prof, ok := p.loadBoot(w.disk.ID()); ok && p.o.BootBytes > 0 {
 			w.ranges = prof.Ranges

@@ -41,6 +41,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"graindisk/backend"
@@ -93,6 +94,8 @@ type Store struct {
 	health  *health
 	stats   *stats
 	renewal *renewal
+
+	noBatches atomic.Bool // the store said that it knows none
 }
 
 var _ backend.Watched = (*Store)(nil)

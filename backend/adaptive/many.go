@@ -22,19 +22,23 @@ const copyBytes = 64 << 20
 func (s *Store) Unwrap() backend.Store { return s.inner }
 
 // DeleteBatch implements backend.BatchDeleter; it counts as one delete. Only what was not deleted for a
-// passing reason is tried again.
+// passing reason is tried again. Where the store knows no batches each key is a call of its own.
 func (s *Store) DeleteBatch(ctx context.Context, keys []string) []error {
 	inner, ok := s.inner.(backend.BatchDeleter)
-	if !ok || len(keys) == 0 {
+	if !ok || len(keys) == 0 || s.noBatches.Load() {
 		return backend.DeleteEach(ctx, s, keys)
 	}
 	b := newBatch(keys)
 	err := s.do(ctx, call{Delete, keys[0], 0, true}, func(ctx context.Context) (int64, error) {
 		return 0, b.note(inner.DeleteBatch(ctx, b.left))
 	})
+	if backend.NoBatches(b.errs) {
+		s.noBatches.Store(true)
+		return backend.DeleteEach(ctx, s, keys)
+	}
 	for i, j := range b.at { // the call may have ended before it reached the store
 		if b.errs[j] == nil && err != nil {
-			b.errs[j] = s.fail(call{op: Delete, key: b.left[i]}, err)
+			b.errs[j] = s.fail(call{op: Delete, key: b.left[i]}, errors.Unwrap(err)) // err names the first key
 		}
 	}
 	if !slices.ContainsFunc(b.errs, func(err error) bool { return err != nil }) {
@@ -59,11 +63,12 @@ func newBatch(keys []string) *batch {
 }
 
 // note learns what came of an attempt on what is left: of that stays what may succeed yet, what was refused
-// included, as the next attempt may have other credentials. It returns the error that says most of another attempt.
+// included, as the next attempt may have other credentials. It returns the error that says most of another attempt:
+// that the store wants less before that it failed, and either before what another attempt does not change.
 func (b *batch) note(got []error) error {
 	var left []string
 	var at []int
-	var passing, refused, other error
+	var throttled, transient, refused, other error
 	for i, j := range b.at {
 		b.errs[j] = nil
 		if got != nil {
@@ -71,8 +76,10 @@ func (b *batch) note(got []error) error {
 		}
 		switch backend.ClassOf(b.errs[j]) {
 		case 0:
-		case backend.Transient, backend.Throttled:
-			left, at, passing = append(left, b.left[i]), append(at, j), b.errs[j]
+		case backend.Throttled:
+			left, at, throttled = append(left, b.left[i]), append(at, j), b.errs[j]
+		case backend.Transient:
+			left, at, transient = append(left, b.left[i]), append(at, j), b.errs[j]
 		case backend.Auth:
 			left, at, refused = append(left, b.left[i]), append(at, j), b.errs[j]
 		default:
@@ -80,7 +87,7 @@ func (b *batch) note(got []error) error {
 		}
 	}
 	b.left, b.at = left, at
-	return cmp.Or(passing, refused, other)
+	return cmp.Or(throttled, transient, refused, other)
 }
 
 // CopyFrom implements backend.Copier, if the inner store does.

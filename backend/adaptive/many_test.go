@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
@@ -130,11 +131,121 @@ func TestBatchThatIsNotSent(t *testing.T) {
 		}
 		for i, err := range errs {
 			var e *backend.Error
-			if !errors.Is(err, ErrOffline) || !errors.As(err, &e) || e.Key != fmt.Sprintf("k%d", i+1) {
+			if !errors.Is(err, ErrOffline) || !errors.As(err, &e) || e.Key != fmt.Sprintf("k%d", i+1) || strings.Count(err.Error(), "delete") != 1 {
 				t.Errorf("key %d: %v", i+1, err)
 			}
 		}
 	})
+}
+
+// TestBatchesOfAllOutcomes gives each key of random batches a fate for each time that it is sent. What a key ended
+// with is what was said of it last; it is sent again only after what may pass, and as long as that is worth trying.
+func TestBatchesOfAllOutcomes(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 0))
+	fates := []backend.Class{0, 0, 0, backend.Transient, backend.Throttled, backend.Auth, backend.Permanent, backend.Full}
+	seen := map[string]int{}
+	for range 3000 {
+		synctest.Test(t, func(t *testing.T) {
+			attempts, all := 1+rnd.IntN(4), []string{"a", "b", "c", "d", "e"}[:1+rnd.IntN(5)]
+			last := map[string]backend.Class{} // of what was sent
+			r := &refreshed{batches: &batches{Store: backendtest.NewMemory("m")}}
+			r.do = func(_ int, key string) error {
+				if c, sent := last[key]; sent && c != backend.Transient && c != backend.Throttled && c != backend.Auth {
+					t.Errorf("%s was sent again after %v", key, c)
+				}
+				last[key] = fates[rnd.IntN(len(fates))]
+				if last[key] == 0 {
+					return nil
+				}
+				return &backend.Error{Op: "delete", Store: "m", Key: key, Class: last[key]}
+			}
+			var inner backend.Store = r
+			if rnd.IntN(2) == 0 {
+				inner = r.batches // cannot refresh
+			}
+			s := New(inner, Options{Attempts: attempts})
+			errs := s.DeleteBatch(t.Context(), all)
+			passing, failed := false, false
+			for i, key := range all {
+				var err error
+				if errs != nil {
+					err = errs[i]
+				}
+				var e *backend.Error
+				if c := backend.ClassOf(err); c != last[key] || err != nil && (!errors.As(err, &e) || e.Key != key) {
+					t.Errorf("seed %d: %s ended with %v, the store said %v", seed, key, err, last[key])
+				}
+				passing = passing || last[key] == backend.Transient || last[key] == backend.Throttled
+				failed = failed || last[key] != 0
+			}
+			if !failed && errs != nil {
+				t.Errorf("all are gone, and it says %v", errs)
+			}
+			renewed := 0
+			if r.fresh {
+				renewed = 1
+			}
+			switch n := len(r.asked); {
+			case n > attempts+renewed:
+				t.Errorf("%d attempts of %d", n, attempts)
+			case passing && n < attempts:
+				t.Errorf("gave up after %d attempts of %d: %v", n, attempts, errs)
+			case passing:
+				seen["passing"]++
+			case failed:
+				seen["failed"]++
+			default:
+				seen["gone"]++
+			}
+			if st := s.Health().Ops["delete"]; st.Requests != uint64(len(r.asked)) || st.Retries != st.Requests-1 {
+				t.Errorf("%d attempts: %+v", len(r.asked), st)
+			}
+		})
+	}
+	for _, what := range []string{"passing", "failed", "gone"} {
+		if seen[what] < 100 {
+			t.Errorf("the fates are one-sided: %v", seen)
+		}
+	}
+}
+
+// TestBatchThatIsThrottledInPart lowers the limit as one that is throttled, whatever else was said of other keys.
+func TestBatchThatIsThrottledInPart(t *testing.T) {
+	for _, keys := range [][]string{{"throttled", "transient", "auth", "permanent"}, {"permanent", "auth", "transient", "throttled"}} {
+		b := &batches{Store: backendtest.NewMemory("m")}
+		b.do = func(_ int, key string) error {
+			return fault(map[string]backend.Class{"throttled": backend.Throttled, "transient": backend.Transient, "auth": backend.Auth, "permanent": backend.Permanent}[key])
+		}
+		s := New(b, Options{Attempts: 1})
+		s.DeleteBatch(t.Context(), keys)
+		if h := s.Health(); h.Concurrency != concurrencyDefault/2 || h.Ops["delete"].Errors[backend.Throttled.String()] != 1 {
+			t.Errorf("%v: %d at a time, %+v", keys, h.Concurrency, h.Ops["delete"])
+		}
+	}
+}
+
+// TestStoreThatKnowsNoBatches finds that out once.
+func TestStoreThatKnowsNoBatches(t *testing.T) {
+	m := backendtest.NewMemory("m")
+	b := &batches{Store: m, do: func(int, string) error {
+		return &backend.Error{Class: backend.Permanent, Err: errors.ErrUnsupported}
+	}}
+	s := New(b, Options{})
+	for range 2 {
+		for _, key := range []string{"a", "b"} {
+			if _, err := m.Put(t.Context(), key, nil, backend.Cond{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if errs := s.DeleteBatch(t.Context(), []string{"a", "b"}); errs != nil || len(m.Keys()) != 0 {
+			t.Errorf("%v, left %v", errs, m.Keys())
+		}
+	}
+	if n := s.Health().Ops["delete"].Requests; n != 1+2+2 || len(b.asked) != 1 {
+		t.Errorf("%d requests, %d batches", n, len(b.asked))
+	}
 }
 
 // copies is a store whose copies end as told.

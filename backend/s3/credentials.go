@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -11,6 +13,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/credentials/stscreds"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
+
+	"graindisk/backend"
 )
 
 // Keys are the credentials of an account, a user or a session.
@@ -22,8 +26,26 @@ const (
 	sessionNameDefault = "graindisk"
 )
 
+// stsAttempts of a request to the service that gives roles, which is not the store: Options.Attempts is not for it.
+const stsAttempts = 3
+
 // credentials finds the region and who asks. A role or a chain is asked when the first request is made.
-func (o Options) credentials(ctx context.Context, httpClient *http.Client) (string, aws.CredentialsProvider, error) {
+func (o Options) credentials(ctx context.Context, httpClient *http.Client) (string, *keyring, error) {
+	region, from, err := o.provider(ctx, httpClient)
+	if err != nil {
+		return "", nil, err
+	}
+	o.Region = region // it does not change with the keys
+	k := &keyring{build: func(ctx context.Context) (aws.CredentialsProvider, error) {
+		_, from, err := o.provider(ctx, httpClient)
+		return from, err
+	}}
+	k.from.Store(&from)
+	return region, k, nil
+}
+
+// provider reads what says where the keys are: the files of the chain are read here, once, and not when it is asked.
+func (o Options) provider(ctx context.Context, httpClient *http.Client) (string, aws.CredentialsProvider, error) {
 	region := o.Region
 	var creds aws.CredentialsProvider
 	switch {
@@ -53,7 +75,7 @@ func (o Options) credentials(ctx context.Context, httpClient *http.Client) (stri
 	if o.RoleARN != "" {
 		creds = o.role(region, creds, httpClient)
 	}
-	return region, taggedCredentials{creds}, nil
+	return region, creds, nil
 }
 
 // shared tells the chain where to look.
@@ -78,7 +100,7 @@ func (o Options) shared() []func(*config.LoadOptions) error {
 // role is what the role's owner gives to whom creds belong. An STS of one's own is behind the same
 // certificate authorities as the store.
 func (o Options) role(region string, creds aws.CredentialsProvider, httpClient *http.Client) aws.CredentialsProvider {
-	so := sts.Options{Region: region, Credentials: creds, Retryer: newRetryer()}
+	so := sts.Options{Region: region, Credentials: creds, Retryer: newRetryer(stsAttempts)}
 	if o.STSEndpoint != "" {
 		so.BaseEndpoint, so.HTTPClient = aws.String(o.STSEndpoint), httpClient
 	}
@@ -109,18 +131,73 @@ func (r rotated) Retrieve(ctx context.Context) (aws.Credentials, error) {
 	}, nil
 }
 
-// taggedCredentials lets errors of getting credentials be told from those of using them.
-type taggedCredentials struct{ aws.CredentialsProvider }
+// keyring gives the keys of the moment to whoever signs, and can get them anew. Safe for concurrent use.
+type keyring struct {
+	build func(context.Context) (aws.CredentialsProvider, error) // reads again where they come from
+	from  atomic.Pointer[aws.CredentialsProvider]
+	last  atomic.Pointer[given] // nil before the first
 
+	renewing sync.Mutex // held while they are had anew
+}
+
+// given is what a keyring gave last.
+type given struct {
+	keys  Keys
+	since time.Time // when others were replaced without renew's doing: the cache's time was up; else zero
+}
+
+// rotationLag is how long after the keys have changed by themselves a call may yet be refused that began before.
+const rotationLag = time.Minute
+
+// noCredentials lets errors of getting credentials be told from those of using them.
 type noCredentials struct{ error }
 
 func (e noCredentials) Unwrap() error { return e.error }
 
 // Retrieve implements aws.CredentialsProvider.
-func (c taggedCredentials) Retrieve(ctx context.Context) (aws.Credentials, error) {
-	got, err := c.CredentialsProvider.Retrieve(ctx)
+func (k *keyring) Retrieve(ctx context.Context) (aws.Credentials, error) {
+	got, err := (*k.from.Load()).Retrieve(ctx)
 	if err != nil {
 		return got, noCredentials{err}
 	}
+	is := keysOf(got)
+	switch was := k.last.Load(); {
+	case was == nil:
+		k.last.CompareAndSwap(nil, &given{keys: is})
+	case was.keys != is:
+		k.last.CompareAndSwap(was, &given{keys: is, since: time.Now()})
+	}
 	return got, nil
+}
+
+// renew asks for the keys where they come from, past every cache, and reports whether a call that was refused may
+// have had others. After an error the old ones stay in use.
+func (k *keyring) renew(ctx context.Context) (changed bool, err error) {
+	k.renewing.Lock()
+	defer k.renewing.Unlock()
+	from, err := k.build(ctx)
+	if err != nil {
+		return false, err
+	}
+	got, err := from.Retrieve(ctx)
+	if err != nil {
+		_, cause := classify(noCredentials{err})
+		return false, cause
+	}
+	is := &given{keys: keysOf(got)}
+	was := k.last.Swap(is)
+	k.from.Store(&from)
+	return was == nil || was.keys != is.keys || time.Since(was.since) < rotationLag, nil
+}
+
+func keysOf(c aws.Credentials) Keys { return Keys{c.AccessKeyID, c.SecretAccessKey, c.SessionToken} }
+
+var _ backend.Refresher = (*Store)(nil)
+
+// Refresh implements backend.Refresher: keys, files and profiles are read again, and a role is assumed again.
+func (s *Store) Refresh(ctx context.Context) (changed bool, err error) {
+	if changed, err = s.keys.renew(ctx); err != nil {
+		return false, fmt.Errorf("s3: get the credentials again: %w", err)
+	}
+	return changed, nil
 }

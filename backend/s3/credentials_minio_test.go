@@ -14,6 +14,7 @@ import (
 	"github.com/minio/minio-go/v7/pkg/credentials"
 
 	"graindisk/backend"
+	"graindisk/backend/adaptive"
 	"graindisk/backend/backendtest/miniotest"
 	"graindisk/backend/s3"
 )
@@ -122,6 +123,54 @@ func testRole(t *testing.T, m *miniotest.Server) {
 	_, err = s.Put(t.Context(), "k", nil, backend.Cond{})
 	if backend.ClassOf(err) != backend.Auth || strings.Contains(fmt.Sprint(err), o.SecretKey) {
 		t.Errorf("the role refused: %v", err)
+	}
+}
+
+// testRotation replaces keys that the server refuses in the file that they come from, under 20 callers.
+func testRotation(t *testing.T, m *miniotest.Server) {
+	file := filepath.Join(t.TempDir(), "credentials")
+	write := func(keys s3.Keys) {
+		text := fmt.Sprintf("[rotated]\naws_access_key_id = %s\naws_secret_access_key = %s\naws_session_token = %s\n", keys.AccessKey, keys.SecretKey, keys.SessionToken)
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fresh, stale := session(t, m), session(t, m)
+	stale.SessionToken = fresh.SessionToken // as good as a session that is over: refused
+	o := m.Options(m.Bucket(t), "")
+	o.AccessKey, o.SecretKey, o.Attempts = "", "", 1
+	o.Profile, o.ConfigFile, o.CredentialsFile = "rotated", file, file
+	write(stale)
+	inner, err := s3.Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := inner.Put(t.Context(), "k", nil, backend.Cond{}); backend.ClassOf(err) != backend.Auth {
+		t.Fatalf("with the stale keys: %v", err)
+	}
+	write(fresh)
+	store := adaptive.New(inner, adaptive.Options{})
+	var wg sync.WaitGroup
+	for i := range 20 {
+		wg.Go(func() {
+			key := fmt.Sprint("k", i)
+			if _, err := store.Put(t.Context(), key, []byte("x"), backend.Cond{Absent: true}); err != nil {
+				t.Error(err)
+			}
+			if err := store.ReadAt(t.Context(), key, make([]byte, 1), 0); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	put := store.Health().Ops["put"]
+	if put.Retries == 0 || put.Retries != put.Errors[backend.Auth.String()] || put.Requests != 20+put.Retries {
+		t.Errorf("%+v", put)
+	}
+	for _, want := range []string{"keys that are good", "and the same again"} {
+		if changed, err := inner.Refresh(t.Context()); changed || err != nil {
+			t.Errorf("%s: %v, %v", want, changed, err)
+		}
 	}
 }
 

@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	"github.com/aws/smithy-go"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 
@@ -69,10 +71,38 @@ func classify(err error) (backend.Class, error) {
 	if code == "" || code == "UnknownError" {
 		code = http.StatusText(status)
 	}
+	class, cause := classOf(code, status), fmt.Errorf("%s: %s (HTTP %d)", code, message, status)
 	if message == "" || message == "UnknownError" || message == code {
-		return classOf(code, status), fmt.Errorf("%s (HTTP %d)", code, status)
+		cause = fmt.Errorf("%s (HTTP %d)", code, status)
 	}
-	return classOf(code, status), fmt.Errorf("%s: %s (HTTP %d)", code, message, status)
+	if ahead, is := misdated(response); is && class == backend.Auth {
+		return backend.Transient, fmt.Errorf("%w; the store's clock was %v ahead of the request's date", cause, ahead)
+	}
+	return class, cause
+}
+
+// skewMax is how far the date of a request may be from the store's time before that may be why it was refused. Stores
+// take 15 minutes; it is what the SDK has.
+const skewMax = 4 * time.Minute
+
+// misdated tells of a request that was refused by how much the store's clock was ahead of its date, if that may be
+// why. The next one is dated better: the SDK and getter learn the store's time from the answer.
+func misdated(refusal *smithyhttp.ResponseError) (ahead time.Duration, is bool) {
+	answer := refusal.Response.Response
+	status := answer.StatusCode
+	if answer.Request == nil || status < 400 || status > 499 || answer.Header.Get("Age") != "" {
+		return 0, false // a cache's answer has the date of another
+	}
+	there, err := http.ParseTime(answer.Header.Get("Date"))
+	if err != nil {
+		return 0, false
+	}
+	dated, err := time.Parse("20060102T150405Z", answer.Request.Header.Get("X-Amz-Date"))
+	if err != nil {
+		return 0, false
+	}
+	ahead = there.Sub(dated)
+	return ahead, ahead.Abs() > skewMax
 }
 
 // classifySTS judges an answer of the service that gives roles: that it is away says nothing about the
@@ -121,13 +151,19 @@ func classOf(code string, status int) backend.Class {
 		return backend.Auth
 	case "QuotaExceeded", "XMinioAdminBucketQuotaExceeded", "XMinioStorageFull":
 		return backend.Full
-	case "ServiceUnavailable", "RequestLimitExceeded", "BandwidthLimitExceeded", "TooManyRequests":
+	case "ServiceUnavailable", "TooManyRequests":
 		return backend.Throttled
 	case "InvalidRange":
 		return backend.Short
 	}
 	if strings.HasPrefix(code, "SlowDown") || strings.HasPrefix(code, "Throttl") {
 		return backend.Throttled
+	}
+	if _, ok := retry.DefaultThrottleErrorCodes[code]; ok {
+		return backend.Throttled
+	}
+	if _, ok := retry.DefaultRetryableErrorCodes[code]; ok {
+		return backend.Transient
 	}
 	if status == 499 { // nginx: the client closed the request
 		return backend.Transient

@@ -21,11 +21,10 @@ var (
 	_ backend.Copier       = (*Store)(nil)
 )
 
-// DeleteBatch implements backend.BatchDeleter. A server that does not know the request is asked for one
-// object after the other from then on.
+// DeleteBatch implements backend.BatchDeleter. A server that does not know the request is not asked again.
 func (s *Store) DeleteBatch(ctx context.Context, keys []string) []error {
 	if s.noBatches.Load() {
-		return backend.DeleteEach(ctx, s, keys)
+		return s.refuseBatch(keys)
 	}
 	var errs []error
 	var ids []types.ObjectIdentifier
@@ -55,7 +54,7 @@ func (s *Store) DeleteBatch(ctx context.Context, keys []string) []error {
 	out, err := s.client.DeleteObjects(ctx, in, s.bodyChecksum)
 	if unknownRequest(err) {
 		s.noBatches.Store(true)
-		return backend.DeleteEach(ctx, s, keys)
+		return s.refuseBatch(keys)
 	}
 	if err != nil {
 		out = &s3.DeleteObjectsOutput{}
@@ -67,6 +66,14 @@ func (s *Store) DeleteBatch(ctx context.Context, keys []string) []error {
 		for _, i := range indices {
 			errs = backend.SetError(errs, len(keys), i, s.fail(ctx, "delete", keys[i], bad[name]))
 		}
+	}
+	return errs
+}
+
+// refuseBatch refuses each of keys, since the server knows no batches.
+func (s *Store) refuseBatch(keys []string) (errs []error) {
+	for _, key := range keys {
+		errs = append(errs, s.refuse("delete", key, "in a batch: %w", errors.ErrUnsupported))
 	}
 	return errs
 }

@@ -42,6 +42,7 @@ func TestBatchReportsFailuresByKey(t *testing.T) {
 	}
 }
 
+// TestBatchThatIsNotKnownBecomesSingleDeletes also counts them: none hides in the driver.
 func TestBatchThatIsNotKnownBecomesSingleDeletes(t *testing.T) {
 	for _, status := range []int{http.StatusNotImplemented, http.StatusMethodNotAllowed} {
 		s, requests := fakeStore(t, func(w http.ResponseWriter, r *http.Request) {
@@ -52,12 +53,22 @@ func TestBatchThatIsNotKnownBecomesSingleDeletes(t *testing.T) {
 			w.WriteHeader(http.StatusNoContent)
 		})
 		for range 2 {
-			if errs := s.DeleteBatch(t.Context(), []string{"a", "b"}); errs != nil {
+			if errs := backend.DeleteMany(t.Context(), s, []string{"a", "b"}); errs != nil {
 				t.Errorf("%d: %v", status, errs)
 			}
 		}
 		if n := requests.Load(); n != 1+2+2 {
 			t.Errorf("%d: %d requests", status, n)
+		}
+		store := reopen(t, s, 1)
+		requests.Store(0)
+		for range 2 {
+			if errs := store.DeleteBatch(t.Context(), []string{"a", "b"}); errs != nil {
+				t.Errorf("%d: %v", status, errs)
+			}
+		}
+		if n, _ := counted(store); n != 1+2+2 || requests.Load() != int64(n) {
+			t.Errorf("%d: %d requests, %d are counted", status, requests.Load(), n)
 		}
 	}
 }

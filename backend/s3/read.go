@@ -3,7 +3,6 @@ package s3
 import (
 	"context"
 	"encoding/xml"
-	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -34,6 +33,8 @@ type getter struct {
 	creds  aws.CredentialsProvider
 	signer *v4.Signer
 	skew   atomic.Int64 // what the store's clock is ahead of ours, in nanoseconds, as far as it complained
+
+	attempts int
 }
 
 // newGetter asks the SDK where the bucket is.
@@ -48,13 +49,12 @@ func newGetter(ctx context.Context, o Options, region string, creds aws.Credenti
 	}
 	u := at.URI
 	u.Path, u.RawPath = strings.TrimRight(u.Path, "/"), ""
-	return &getter{http: httpClient, bucket: &u, region: region, creds: creds, signer: v4.NewSigner(func(s *v4.SignerOptions) {
+	return &getter{http: httpClient, bucket: &u, region: region, creds: creds, attempts: o.Attempts, signer: v4.NewSigner(func(s *v4.SignerOptions) {
 		s.DisableURIPathEscaping = true // S3's own rule
 	})}, nil
 }
 
 const (
-	readAttempts = 3 // as the SDK makes of everything else
 	readBackoff  = 100 * time.Millisecond
 	errorBodyMax = 64 << 10
 	// noBody is the SHA-256 of nothing.
@@ -66,13 +66,10 @@ const (
 func (g *getter) get(ctx context.Context, name string, off, n int64) (*http.Response, error) {
 	for attempt := 1; ; attempt++ {
 		resp, err := g.try(ctx, name, off, n)
-		if attempt == 1 && g.learnSkew(err) {
-			resp, err = g.try(ctx, name, off, n)
-		}
-		if err == nil || attempt == readAttempts || ctx.Err() != nil || !passes(err) {
+		if err == nil || attempt == g.attempts || ctx.Err() != nil || !passes(err) {
 			return resp, err
 		}
-		t := time.NewTimer(rand.N(readBackoff<<attempt) + time.Millisecond)
+		t := time.NewTimer(rand.N(readBackoff<<min(attempt, 3)) + time.Millisecond)
 		select {
 		case <-t.C:
 		case <-ctx.Done():
@@ -93,7 +90,8 @@ func (g *getter) try(ctx context.Context, name string, off, n int64) (*http.Resp
 		Method: http.MethodGet, URL: &at, Host: at.Host, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		Header: http.Header{"Range": {rangeOf(off, n)}, "X-Amz-Content-Sha256": {noBody}},
 	}).WithContext(ctx)
-	if err := g.signer.SignHTTP(ctx, creds, r, noBody, "s3", g.region, time.Now().Add(time.Duration(g.skew.Load()))); err != nil {
+	skew := time.Duration(g.skew.Load())
+	if err := g.signer.SignHTTP(ctx, creds, r, noBody, "s3", g.region, time.Now().Add(skew)); err != nil {
 		return nil, fmt.Errorf("sign: %w", err)
 	}
 	resp, err := g.http.Do(r)
@@ -102,23 +100,13 @@ func (g *getter) try(ctx context.Context, name string, off, n int64) (*http.Resp
 	}
 	if resp.StatusCode < 200 || resp.StatusCode > 299 {
 		defer resp.Body.Close()
-		return nil, failed(resp)
+		err := failed(resp)
+		if ahead, is := misdated(err); is {
+			g.skew.Store(int64(skew + ahead))
+		}
+		return nil, err
 	}
 	return resp, nil
-}
-
-// learnSkew takes the store's time from an answer that does not like ours.
-func (g *getter) learnSkew(err error) bool {
-	var answer *smithyhttp.ResponseError
-	if !hasCode(err, "RequestTimeTooSkewed") || !errors.As(err, &answer) {
-		return false
-	}
-	there, err := http.ParseTime(answer.Response.Header.Get("Date"))
-	if err != nil {
-		return false
-	}
-	g.skew.Store(int64(time.Until(there)))
-	return true
 }
 
 func rangeOf(off, n int64) string {
@@ -127,7 +115,7 @@ func rangeOf(off, n int64) string {
 }
 
 // failed is the error of an answer that is none, in the SDK's form.
-func failed(resp *http.Response) error {
+func failed(resp *http.Response) *smithyhttp.ResponseError {
 	var said struct {
 		Code, Message string
 	}

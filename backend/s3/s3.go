@@ -12,12 +12,20 @@
 // it (Amazon does; MinIO does not, and removes it after a day by itself).
 //
 // Retries. A conditional put is sent once, so that its refusal is never the echo of its own lost
-// success. Everything else is sent up to three times within about a second; longer patience, limits
-// and time-outs are for the caller (backend/adaptive and ctx).
+// success. Everything else is sent up to Options.Attempts times within about a second; longer patience, limits
+// and time-outs are for the caller (backend/adaptive and ctx). The gateway sets Attempts to 1: what the driver
+// sends again by itself is not counted, keeps to no limit, and hides from adaptive that a store throttles.
+// What the SDK sends again has a class that adaptive sends again.
+//
+// Time. A request that is refused and was dated more than four minutes off the store's own time is Transient:
+// the next one is dated by the store's clock.
+//
+// Credentials may be rotated while the store is open: Refresh, which backend/adaptive calls when they are refused,
+// reads them again from where they come. Calls under way end with those they began with.
 //
 // Integrity. Every PUT carries the body's CRC32C, which the store checks and keeps; a whole GET is
-// checked against it (Options.Checksum turns that off for servers that refuse it). The SHA-256 of the payload is left out of the signature, since without the
-// processor's help it costs more than everything else together.
+// checked against it (Options.Checksum turns that off for servers that refuse it). The SHA-256 of the payload is
+// left out of the signature, since without the processor's help it costs more than everything else together.
 package s3
 
 import (
@@ -51,6 +59,10 @@ type Options struct {
 	Endpoint  string // "http://127.0.0.1:9000"; default: Amazon's for the region
 	PathStyle bool   // bucket in the path and not in the host name; most other servers want it
 	CAFile    string // PEM file of certificate authorities, instead of the system's
+
+	// Attempts of a request, but for the one that carries a put's condition, which is sent once; default 3. 1 is for
+	// who tries again himself, and wants every request counted and within his limits.
+	Attempts int
 
 	// MultipartAbove is the size from which on an object is put in parts, several at a time; from 5 MiB to
 	// 5 GiB, default 64 MiB: above every shard, since parts are requests that are paid for.
@@ -99,6 +111,7 @@ const (
 )
 
 const (
+	attemptsDefault  = 3
 	multipartDefault = 64 << 20
 	multipartMin     = 5 << 20
 	multipartMax     = 5 << 30 // what one put can store
@@ -111,6 +124,7 @@ var archives = []string{"GLACIER", "DEEP_ARCHIVE"}
 func (o Options) withDefaults() Options {
 	o.MultipartAbove = cmp.Or(o.MultipartAbove, multipartDefault)
 	o.Checksum = cmp.Or(o.Checksum, CRC32C)
+	o.Attempts = cmp.Or(o.Attempts, attemptsDefault)
 	return o
 }
 
@@ -136,6 +150,9 @@ func (o Options) validateObjects() error {
 
 func (o Options) validate() error {
 	errs := []error{o.validateObjects()}
+	if o.Attempts < 0 {
+		errs = append(errs, fmt.Errorf("%d attempts", o.Attempts))
+	}
 	if o.Bucket == "" {
 		errs = append(errs, errors.New("no bucket"))
 	}
@@ -185,6 +202,7 @@ type Store struct {
 	o       Options
 	client  *s3.Client
 	getter  *getter
+	keys    *keyring
 	bucket  string
 	prefix  string // "" or ending in a slash
 	name    string
@@ -206,16 +224,16 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("s3: %w", err)
 	}
-	region, creds, err := o.credentials(ctx, httpClient)
+	region, keys, err := o.credentials(ctx, httpClient)
 	if err != nil {
 		return nil, fmt.Errorf("s3: %w", err)
 	}
-	client := newClient(o, region, creds, httpClient)
-	getter, err := newGetter(ctx, o, region, creds, httpClient)
+	client := newClient(o, region, keys, httpClient)
+	getter, err := newGetter(ctx, o, region, keys, httpClient)
 	if err != nil {
 		return nil, fmt.Errorf("s3: %w", err)
 	}
-	s := &Store{o: o, client: client, getter: getter, bucket: o.Bucket, name: "s3://" + o.Bucket, service: strings.TrimRight(o.Endpoint, "/")}
+	s := &Store{o: o, client: client, getter: getter, keys: keys, bucket: o.Bucket, name: "s3://" + o.Bucket, service: strings.TrimRight(o.Endpoint, "/")}
 	if s.service == "" {
 		s.service = region
 	}
@@ -232,10 +250,10 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 func newClient(o Options, region string, creds aws.CredentialsProvider, httpClient *http.Client) *s3.Client {
 	so := s3.Options{
 		Region:       region,
-		Credentials:  taggedCredentials{creds},
+		Credentials:  creds,
 		UsePathStyle: o.PathStyle,
 		HTTPClient:   httpClient,
-		Retryer:      newRetryer(),
+		Retryer:      newRetryer(o.Attempts),
 		// Put gives its CRC32C itself, and Get asks for validation: the defaults would use trailing
 		// checksums, which not every server knows.
 		RequestChecksumCalculation:   aws.RequestChecksumCalculationWhenRequired,
@@ -250,10 +268,10 @@ func newClient(o Options, region string, creds aws.CredentialsProvider, httpClie
 	return s3.New(so)
 }
 
-// newRetryer makes few and quick attempts.
-func newRetryer() aws.Retryer {
+// newRetryer makes so many attempts, quickly.
+func newRetryer(attempts int) aws.Retryer {
 	return retry.NewStandard(func(r *retry.StandardOptions) {
-		r.MaxAttempts = 3
+		r.MaxAttempts = attempts
 		r.MaxBackoff = 500 * time.Millisecond
 		r.RateLimiter = ratelimit.None // the caller knows better what the store can bear
 	})

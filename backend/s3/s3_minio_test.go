@@ -36,6 +36,7 @@ func TestMinIO(t *testing.T) {
 	t.Run("virtual hosts", func(t *testing.T) { testVirtualHost(t, m) })
 	t.Run("session token", func(t *testing.T) { testSessionToken(t, m) })
 	t.Run("assumed role", func(t *testing.T) { testRole(t, m) })
+	t.Run("keys that are rotated", func(t *testing.T) { testRotation(t, m) })
 	t.Run("profiles", func(t *testing.T) { testProfiles(t, m) })
 	t.Run("missing bucket", func(t *testing.T) { testNoBucket(t, m) })
 }

@@ -164,8 +164,9 @@ func adapt(s backend.Store, t config.Target, log *slog.Logger) *adaptive.Store {
 	return adaptive.New(s, o)
 }
 
-// openStore opens one target, whose driver makes so many attempts of a call by itself; 0 is the driver's default. A directory that cannot be opened now is a target that is away: the pool
-// decides whether it can do without, and it may come back.
+// openStore opens one target, whose driver makes so many attempts of a call by itself; 0 is the driver's default. A
+// directory that cannot be opened now is a target that is away: the pool decides whether it can do without, and it
+// may come back.
 func openStore(ctx context.Context, t config.Target, makeDir bool, attempts int, log *slog.Logger) (backend.Store, error) {
 	if t.Local != nil {
 		if makeDir {
@@ -196,6 +197,7 @@ func openStore(ctx context.Context, t config.Target, makeDir bool, attempts int,
 	if err != nil {
 		return nil, err
 	}
+	o.Attempts = attempts
 	return s3.Open(ctx, o)
 }
 

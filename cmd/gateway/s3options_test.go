@@ -2,10 +2,17 @@ package main
 
 import (
 	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync/atomic"
 	"testing"
 
+	"graindisk/backend"
 	"graindisk/backend/s3"
 	"graindisk/config"
 )
@@ -64,5 +71,60 @@ func TestS3CredentialsComeFromWhereTheConfigurationSays(t *testing.T) {
 		if err != nil || !c.good(o) {
 			t.Errorf("%s: not as configured, %v", name, err)
 		}
+	}
+}
+
+// TestS3TargetHasOneRetryLoop counts what reaches a busy store from a target as the pool has it, and rotates the keys
+// in the file that the configuration names.
+func TestS3TargetHasOneRetryLoop(t *testing.T) {
+	var requests atomic.Int64
+	var busy atomic.Bool
+	takes := "first"
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		requests.Add(1)
+		switch {
+		case busy.Load():
+			w.WriteHeader(http.StatusServiceUnavailable)
+		case !strings.Contains(r.Header.Get("Authorization"), "Credential="+takes+"/"):
+			w.WriteHeader(http.StatusForbidden)
+		default:
+			w.Header().Set("ETag", `"e"`)
+		}
+	}))
+	defer server.Close()
+	file := filepath.Join(t.TempDir(), "credentials")
+	write := func(id string) {
+		text := fmt.Sprintf("[default]\naws_access_key_id = %s\naws_secret_access_key = s\n", id)
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("first")
+	log := slog.New(slog.DiscardHandler)
+	target := config.Target{Name: "bucket", S3: &config.S3{Bucket: "b", Endpoint: server.URL, PathStyle: true, CredentialsFile: file}}
+	s, err := openStore(t.Context(), target, false, 1, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := adapt(s, target, log)
+	put := func() error {
+		_, err := store.Put(t.Context(), "k", []byte("x"), backend.Cond{})
+		return err
+	}
+	if err := put(); err != nil {
+		t.Fatal(err)
+	}
+	takes = "second"
+	write("second")
+	if err := put(); err != nil {
+		t.Error("after the rotation:", err)
+	}
+	busy.Store(true)
+	if err := put(); backend.ClassOf(err) != backend.Throttled {
+		t.Errorf("of a busy store: %v", err)
+	}
+	if got, n := store.Health().Ops["put"].Requests, requests.Load(); n != 1+2+3 || got != uint64(n) {
+		t.Errorf("%d requests, %d are counted", n, got)
 	}
 }
