@@ -80,7 +80,7 @@ func TestBest(t *testing.T) {
 	r := row{Unit: mbps}
 	r.baseline("x", sample{IOPS: 900, MBps: 1})
 	r.baseline("y", sample{IOPS: 100, MBps: 2})
-	if name, v := r.best(); name != "y" || v != 2 {
+	if name, v := r.best(""); name != "y" || v != 2 {
 		t.Errorf("best is %s with %v", name, v)
 	}
 }
