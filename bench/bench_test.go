@@ -80,7 +80,61 @@ func TestBest(t *testing.T) {
 	r := row{Unit: mbps}
 	r.baseline("x", sample{IOPS: 900, MBps: 1})
 	r.baseline("y", sample{IOPS: 100, MBps: 2})
-	if name, v := r.best(); name != "y" || v != 2 {
+	if name, v := r.best(""); name != "y" || v != 2 {
 		t.Errorf("best is %s with %v", name, v)
+	}
+}
+
+// TestHeld expects bars to be judged by the median of what each round gave, and by the faster qemu-nbd.
+func TestHeld(t *testing.T) {
+	r := row{Unit: iops}
+	round := func(gateway, memory, slow, fast, p50 float64) {
+		r.Gateway = append(r.Gateway, sample{IOPS: gateway, P50us: p50, MBps: gateway * 4096 / 1e6, CPUSeconds: 2.62144})
+		r.baseline(nbdkitMemory, sample{IOPS: memory, P50us: 20, MBps: memory * 4096 / 1e6, CPUSeconds: 1.31072})
+		r.baseline("qemu-nbd x", sample{IOPS: slow, P50us: 1, MBps: slow * 4096 / 1e6})
+		r.baseline("qemu-nbd y", sample{IOPS: fast, P50us: 1, MBps: fast * 4096 / 1e6})
+	}
+	round(1000, 500, 10, 400, 30) // the machine does much
+	round(100, 80, 900, 50, 10)   // little
+	round(300, 200, 10, 100, 50)
+	for _, c := range []struct {
+		name string
+		bars []bar
+		want string
+	}{
+		{"a rate", []bar{{server: nbdkitMemory, least: 1.3}}, "1.50 x nbdkit memory (at least 1.3)"},
+		{"a latency", []bar{{server: nbdkitMemory, latency: 1.2}}, "p50 1.50 x nbdkit memory (at most 1.2)"},
+		{"the faster mode", []bar{{server: anyQEMU, least: 2}}, "2.50 x qemu-nbd y (at least 2)"},
+		{"two", []bar{{server: nbdkitMemory, least: 1}, {server: anyQEMU, least: 2}},
+			"1.50 x nbdkit memory (at least 1), 2.50 x qemu-nbd y (at least 2)"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if got := r.held(c.bars); got != c.want {
+				t.Errorf("got %q, want %q", got, c.want)
+			}
+		})
+	}
+	if got, want := r.cpuEach(), "CPU us a request: 10.0, nbdkit memory 5.0, qemu-nbd x 0.0, qemu-nbd y 0.0"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestConnectionsAreJobs(t *testing.T) {
+	l := load{rw: "randread", bs: "4k", depth: 32, time: time.Second}
+	if got := strings.Join(l.flags(1<<20), " "); strings.Contains(got, "numjobs") {
+		t.Errorf("one connection: fio %s", got)
+	}
+	l.conns = 4
+	if got := strings.Join(l.flags(1<<20), " "); !strings.Contains(got, "--numjobs=4 --group_reporting") {
+		t.Errorf("four connections: fio %s", got)
+	}
+}
+
+func TestSharesOfRAM(t *testing.T) {
+	if got := (cacheHits{All: 110, RAM: 55}).since(cacheHits{All: 10, RAM: 5}); got != 0.5 {
+		t.Errorf("50 of 100 hits are a share of %v", got)
+	}
+	if got := (cacheHits{All: 10, RAM: 5}).since(cacheHits{All: 10, RAM: 5}); got != 0 {
+		t.Errorf("no hits are a share of %v", got)
 	}
 }

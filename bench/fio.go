@@ -23,6 +23,7 @@ type load struct {
 	offset int64 // bytes; where a single pass or a part starts
 	pass   int64 // bytes; if not 0, one pass over so much instead of a time
 	bytes  int64 // with pass: as many as this, anywhere in it
+	conns  int   // jobs, each with a connection and a depth of its own; 0: one
 }
 
 // flags are fio's, the address and the output aside.
@@ -34,6 +35,9 @@ func (l load) flags(disk int64) []string {
 		"--randrepeat=0", "--norandommap"}
 	if l.fsync > 0 {
 		f = append(f, fmt.Sprintf("--fsync=%d", l.fsync))
+	}
+	if l.conns > 1 {
+		f = append(f, fmt.Sprintf("--numjobs=%d", l.conns), "--group_reporting")
 	}
 	if l.bytes > 0 {
 		f = append(f, fmt.Sprintf("--io_size=%d", l.bytes))

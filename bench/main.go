@@ -11,6 +11,9 @@
 //	----------------------------------------------------------------------------------------
 //	randread    4 KiB random reads at depth 32, cached       the faster of two qemu-nbd modes
 //	seqread     1 MiB sequential reads at depth 4, cached    the same
+//	wire        4 KiB random reads at depth 32 and 1, one    the same, nbdkit's memory
+//	            and four connections, 1 MiB sequential       and file plugins
+//	            reads, of 64 MiB in RAM
 //	readtail    p99 of 4 KiB cached reads at depth 1 while   the same, idle
 //	            1 MiB writes are uploaded at full speed
 //	coldread    1 MiB sequential reads, tier dropped         qemu-nbd, raw file out of the page cache
@@ -67,6 +70,7 @@ var rows = []struct {
 }{
 	{"randread", (*bench).randRead},
 	{"seqread", (*bench).seqRead},
+	{"wire", (*bench).wire},
 	{"readtail", (*bench).readTail},
 	{"coldread", (*bench).coldRead},
 	{"writeflush", (*bench).writeFlush},
@@ -142,7 +146,11 @@ type bench struct {
 }
 
 func run(ctx context.Context, o options) (err error) {
-	for _, p := range []string{"fio", "qemu-nbd"} {
+	programs := []string{"fio", "qemu-nbd"}
+	if slices.Contains(o.rows, "wire") {
+		programs = append(programs, "nbdkit")
+	}
+	for _, p := range programs {
 		if _, err := exec.LookPath(p); err != nil {
 			return fmt.Errorf("%s is not installed: run \"make test-tools\"", p)
 		}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -76,10 +77,10 @@ func median(vs []float64) float64 {
 	return (vs[(len(vs)-1)/2] + vs[len(vs)/2]) / 2
 }
 
-// best is the fastest baseline.
-func (r *row) best() (name string, value float64) {
+// best is the fastest baseline whose name starts with prefix.
+func (r *row) best(prefix string) (name string, value float64) {
 	for n, ss := range r.Baselines {
-		if v := r.median(ss); v > value {
+		if v := r.median(ss); v > value && strings.HasPrefix(n, prefix) {
 			name, value = n, v
 		}
 	}
@@ -122,7 +123,7 @@ func (r *report) finish() { r.Took = time.Since(r.Start).Round(time.Second).Stri
 
 func (r *report) print(w io.Writer) {
 	fmt.Fprintf(w, "%d CPUs, %s, %s, %s; took %s\n", r.CPUs, r.Version["go"], r.Version["fio"], r.Version["qemu-nbd"], r.Took)
-	for _, name := range []string{"gateway", qemuModes[0].name, qemuModes[1].name} {
+	for _, name := range slices.Sorted(maps.Keys(r.Servers)) {
 		fmt.Fprintf(w, "%s: %s\n", name, r.Servers[name])
 	}
 	for _, x := range r.Rows {
@@ -148,7 +149,7 @@ func (r *row) print(w io.Writer) {
 		fmt.Fprintf(w, "%s\t%.2f %s\t\t\t\t\t%d\t%s\n", r.Name, v, r.Unit, len(r.Values), r.remark())
 		return
 	}
-	name, base := r.best()
+	name, base := r.best("")
 	v := r.median(r.Gateway)
 	mid := r.Gateway[len(r.Gateway)/2]
 	fmt.Fprintf(w, "%s\t%.0f %s\t%.2f/%.2f\t%.2f\t%.0f %s\t%.2f\t%d\t%s\n", r.Name, v, r.Unit, mid.P50us/1e3, mid.P99us/1e3,

@@ -13,6 +13,7 @@ qemu-img    qemu-utils
 qemu-io     qemu-utils
 qemu-nbd    qemu-utils
 fio         fio
+nbdkit      nbdkit
 mkfs.ext4   e2fsprogs
 e2fsck      e2fsprogs
 '

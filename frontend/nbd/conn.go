@@ -79,6 +79,9 @@ func newConn(ctx context.Context, s *Server, sock net.Conn, lo ListenOptions) *c
 	c := &conn{srv: s, listen: lo, sock: sock, stream: sock, handshaking: true, peer: access.PeerOf(sock)}
 	c.log = s.opt.Log.With("client", sock.RemoteAddr().String())
 	c.ctx, c.cancel = context.WithCancelCause(ctx)
+	if u, ok := sock.(*net.UnixConn); ok {
+		widen(u, socketBytes)
+	}
 	c.in = inbuf{sock: sock, settle: func() {}}
 	c.writes.init(s.opt.InFlightBytes)
 	c.reads.init(s.opt.InFlightBytes)

@@ -40,6 +40,9 @@
 //     the store and for room, as to write it.
 //   - CACHE brings up to 1 GiB of the range to the local tier and is answered then.
 //
+// On a unix socket the kernel is asked to hold 1 MiB of replies, so that a large READ goes out in one call; it
+// gives that to root, and to others up to net.core.wmem_max.
+//
 // Limits on strangers: the handshake must end in time however it goes on, has at most 256 options of at most
 // 64 KiB, and names of 4096 bytes. In transmission a client may be silent for ever, in the midst of a request
 // too: a machine that was suspended there must find its disk as it was. Data longer than 32 MiB end the

@@ -6,11 +6,31 @@ import (
 	"net"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"graindisk/frontend/nbd/proto"
 )
 
 // outboxMax is how many buffers may wait for the socket before the reader stops reading.
 const outboxMax = 128
+
+// socketBytes is what the kernel is asked to hold of replies for a client of a unix socket: a reply of 1 MiB goes
+// out in one call and one wake-up. TCP sizes its buffers itself.
+const socketBytes = 1 << 20
+
+// widen makes room for n bytes in the socket, or for net.core.wmem_max if that is less and the process may not
+// exceed it. What the system refuses costs speed alone.
+func widen(sock *net.UnixConn, n int) {
+	raw, err := sock.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, n) != nil {
+			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF, n)
+		}
+	})
+}
 
 // outbox sends the replies of one connection. Whoever finds the socket free writes what all
 // have queued, in one vectored write after another, so no sender goroutine is needed.
