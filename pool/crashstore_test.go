@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -80,6 +81,7 @@ func (g *guarded) Put(ctx context.Context, key string, body []byte, c backend.Co
 		}
 	}
 	if g.rng.IntN(50) == 0 {
+		body := bytes.Clone(body) // it is the caller's, who uses it again
 		g.echoes = append(g.echoes, func() {
 			if _, err := g.Memory.Put(context.Background(), key, body, c); err == nil && !mutable(key) {
 				g.violatedLocked("I4: the echo of a put of %s took effect", key)

@@ -149,7 +149,7 @@ func (w *world) newLife(calm bool) *life {
 	if was := w.life; was != nil && len(was.offline) == 2 && was.calls.Load() >= was.offFrom && w.rng.IntN(4) > 0 {
 		for i := range crashTargets { // what only one target has heard of is away now, or goes once that was read
 			if !slices.Contains(was.offline, i) {
-				l.offline, l.offFrom, l.offTo = []int{i}, w.rng.Int64N(2)*(2+w.rng.Int64N(6)), 10+w.rng.Int64N(60)
+				l.offline, l.offFrom, l.offTo = []int{i}, w.rng.Int64N(2)*(3+w.rng.Int64N(4)), 10+w.rng.Int64N(60)
 			}
 		}
 		w.stats.inc("lives without the target that was alone before")
@@ -402,7 +402,11 @@ func (w *world) stop() {
 }
 
 func (w *world) drawLoss() loss {
-	switch n := w.rng.IntN(10); {
+	n := w.rng.IntN(10)
+	if l := w.life; l.offCut && l.calls.Load() >= l.offFrom && w.rng.IntN(2) == 0 {
+		n = 9 // as it wrote the root
+	}
+	switch {
 	case n < 4:
 		return lostProcess
 	case n < 7:
