@@ -148,11 +148,11 @@ func TestADeadExtentIsNotFilled(t *testing.T) {
 	}
 }
 
-// TestTheTierChangesItsSize fills most of a tier with writes that cannot be published, and goes on with
-// half of it, and then with twice.
-func TestTheTierChangesItsSize(t *testing.T) {
-	size := int64(16 << 20)
-	r := newRig(t, func(o *Options) { o.TierBytes, o.RootTimeout = size, 200*time.Millisecond })
+// shrunkRig is a pool that is down, most of whose tier of *size holds what could not be published, and that is to go
+// on with half of it.
+func shrunkRig(t *testing.T, size *int64) (*rig, []byte) {
+	t.Helper()
+	r := newRig(t, func(o *Options) { o.TierBytes, o.RootTimeout = *size, 200*time.Millisecond })
 	for _, s := range r.stores {
 		s.SetOffline(true)
 	}
@@ -161,7 +161,15 @@ func TestTheTierChangesItsSize(t *testing.T) {
 	for _, s := range r.stores {
 		s.SetOffline(false)
 	}
-	size = 8 << 20
+	*size /= 2
+	return r, model
+}
+
+// TestTheTierChangesItsSize fills most of a tier with writes that cannot be published, and goes on with
+// half of it, and then with twice.
+func TestTheTierChangesItsSize(t *testing.T) {
+	size := int64(16 << 20)
+	r, model := shrunkRig(t, &size)
 	r.open(false)
 	d := r.disk("d", int64(len(model)))
 	r.expect(d, model)
@@ -225,16 +233,7 @@ func TestAStartCutShortLeavesTheSlotsTheirSize(t *testing.T) {
 // succeeds.
 func TestAnOpenThatFailsLeavesASmallerTierAlone(t *testing.T) {
 	size := int64(16 << 20)
-	r := newRig(t, func(o *Options) { o.TierBytes, o.RootTimeout = size, 200*time.Millisecond })
-	for _, s := range r.stores {
-		s.SetOffline(true)
-	}
-	model := r.fill("d", 10<<20)
-	r.abandon()
-	for _, s := range r.stores {
-		s.SetOffline(false)
-	}
-	size = 8 << 20
+	r, model := shrunkRig(t, &size)
 	was, used := r.slotFiles()
 	if used <= 8 {
 		t.Fatalf("slots up to number %d are in use, none is beyond the smaller tier", used-1)

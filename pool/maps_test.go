@@ -48,8 +48,9 @@ func (r *rig) close() {
 	r.pool = nil
 }
 
-// TestDamagedMapsAreHadAgain damages the maps' files under a running pool and under one that is down.
-func TestDamagedMapsAreHadAgain(t *testing.T) {
+// mappedRig is a pool, opened again, whose disk has a map of several runs, all of them in a published checkpoint.
+func mappedRig(t *testing.T) (*rig, *vdisk.Disk, []byte) {
+	t.Helper()
 	r := newRig(t, smallMaps)
 	model := make([]byte, testDisk)
 	d := r.disk("d", testDisk)
@@ -64,7 +65,12 @@ func TestDamagedMapsAreHadAgain(t *testing.T) {
 	r.write(d, 0, model[:1])
 	r.close()
 	r.open(false)
-	d = r.disk("d", testDisk)
+	return r, r.disk("d", testDisk), model
+}
+
+// TestDamagedMapsAreHadAgain damages the maps' files under a running pool and under one that is down.
+func TestDamagedMapsAreHadAgain(t *testing.T) {
+	r, d, model := mappedRig(t)
 	files := r.runFiles()
 	if len(files) < 5 {
 		t.Fatalf("only %d files of runs", len(files))

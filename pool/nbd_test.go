@@ -167,21 +167,7 @@ func BenchmarkEarlyReturn(b *testing.B) {
 // TestStatusHasADamagedMapMended damages every run of a map between two looks at what the disk is made of,
 // which agree; where the map cannot be had again, the status is an error, and never a hole.
 func TestStatusHasADamagedMapMended(t *testing.T) {
-	r := newRig(t, smallMaps)
-	model := make([]byte, testDisk)
-	d := r.disk("d", testDisk)
-	for range 8 {
-		r.scribble(d, model, 12)
-		r.publish()
-	}
-	if err := d.Tree().Flush(); err != nil {
-		t.Fatal(err)
-	}
-	model[0] = 1 // one more cut, for a checkpoint that has all runs
-	r.write(d, 0, model[:1])
-	r.close()
-	r.open(false)
-	d = r.disk("d", testDisk)
+	r, d, model := mappedRig(t)
 	ctx := context.Background()
 	want, err := d.Status(ctx, 0, testDisk, testDisk)
 	if err != nil || len(want) < 5 {
