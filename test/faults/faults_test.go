@@ -117,7 +117,6 @@ func guestsNoticeNothing(t *testing.T, seed uint64, fronts []*front, targets []s
 	defer wg.Wait()
 	for _, f := range fronts {
 		f.h.setCalm(false)
-		f.n.toxic(`{"name": "slow", "type": "latency", "stream": "downstream", "attributes": {"latency": 300, "jitter": 200}}`)
 		wg.Go(func() { f.n.misbehave(ctx) })
 	}
 	var worst time.Duration
@@ -149,7 +148,6 @@ func guestsNoticeNothing(t *testing.T, seed uint64, fronts []*front, targets []s
 		sent, stored = sent+fs, stored+fst
 		t.Logf("COUNT %v", f)
 		f.h.setCalm(true)
-		f.n.clear()
 	}
 	amp := float64(sent) / float64(max(stored, 1))
 	t.Logf("COUNT %d passes of fio, %d small writes, the slowest %v; upload amplification %.3f", passes, writes, worst, amp)

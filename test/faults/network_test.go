@@ -2,7 +2,6 @@ package faults
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
@@ -13,10 +12,12 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// network is a proxy with faults of its own.
+// network is a proxy with faults of its own. Its toxics stay the same from before the first connection: adding or
+// removing one waits, with the proxy's lock held, for every link to let go of what it is writing, and for ever if
+// its destination has gone (Shopify/toxiproxy#558). So one toxic asks the weather what to do.
 type network struct {
-	t     *testing.T
 	proxy *toxiproxy.Proxy
+	*weather
 	schedule
 	holes, resets int
 }
@@ -40,34 +41,26 @@ func newSchedule() schedule {
 func newNetwork(t *testing.T, upstream string) *network {
 	t.Helper()
 	srv := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(prometheus.NewRegistry()), zerolog.Nop())
-	n := &network{t: t, schedule: newSchedule(), proxy: toxiproxy.NewProxy(srv, "store", "127.0.0.1:0", upstream)}
+	n := &network{weather: newWeather(t), schedule: newSchedule(), proxy: toxiproxy.NewProxy(srv, "store", "127.0.0.1:0", upstream)}
 	if err := srv.Collection.Add(n.proxy, true); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(n.proxy.Stop)
+	for _, toxic := range []string{
+		`{"type": "latency", "stream": "downstream", "attributes": {"latency": 300, "jitter": 200}}`,
+		`{"type": "weather", "stream": "downstream", "attributes": {"place": "` + n.place + `"}}`,
+		`{"type": "weather", "stream": "upstream", "attributes": {"place": "` + n.place + `"}}`,
+	} {
+		if _, err := n.proxy.Toxics.AddToxicJson(strings.NewReader(toxic)); err != nil {
+			t.Fatal(toxic, err)
+		}
+	}
 	return n
-}
-
-func (n *network) toxic(text string) {
-	if !json.Valid([]byte(text)) {
-		n.t.Errorf("bad toxic %s", text)
-	}
-	if _, err := n.proxy.Toxics.AddToxicJson(strings.NewReader(text)); err != nil {
-		n.t.Error(err)
-	}
-}
-
-func (n *network) remove(name string) {
-	if err := n.proxy.Toxics.RemoveToxic(context.Background(), name); err != nil {
-		n.t.Error(err)
-	}
 }
 
 func (n *network) String() string {
 	return fmt.Sprintf("%d blackholes, %d times all connections reset", n.holes, n.resets)
 }
-
-func (n *network) clear() { n.proxy.Toxics.ResetToxics(context.Background()) }
 
 // misbehave swallows everything for some time of each minute and resets all connections now and then.
 func (n *network) misbehave(ctx context.Context) {
@@ -83,21 +76,19 @@ func (n *network) misbehave(ctx context.Context) {
 		at := time.Since(start)
 		if in := at % n.every; in >= n.holeFrom && in < n.holeFrom+n.holeFor && int(at/n.every) >= n.holes {
 			n.holes++
-			n.toxic(`{"name": "hole-up", "type": "timeout", "stream": "upstream", "attributes": {"timeout": 0}}`)
-			n.toxic(`{"name": "hole-down", "type": "timeout", "stream": "downstream", "attributes": {"timeout": 0}}`)
+			n.hole.Store(true)
 			select {
 			case <-ctx.Done():
 			case <-time.After(n.holeFor):
 			}
-			n.remove("hole-up")
-			n.remove("hole-down")
+			n.hole.Store(false)
+			n.reset() // what was swallowed would be missing
 			continue
 		}
 		if at >= nextReset {
 			nextReset = at + n.resetEvery
 			n.resets++
-			n.toxic(`{"name": "reset", "type": "reset_peer", "stream": "downstream", "attributes": {"timeout": 0}}`)
-			n.remove("reset")
+			n.reset()
 		}
 	}
 }
