@@ -236,6 +236,7 @@ func (s *survey) readAll(ctx context.Context, progress func(RebuildProgress)) er
 // read gets a segment's trailer and the head of its record from whichever shard has them, and counts those that
 // were damaged. A segment that is damaged everywhere is no error: what needs it says so.
 func (s *survey) read(ctx context.Context, f *foundSegment) (bad int, err error) {
+	var newer error // a flipped bit may look so: it counts if nothing else can be read
 	for _, sh := range f.shards {
 		key := segment.Info{ID: f.id, Epoch: f.epoch}.Key(int(sh.shard))
 		var t segment.Trailer
@@ -247,6 +248,10 @@ func (s *survey) read(ctx context.Context, f *foundSegment) (bad int, err error)
 			return err
 		})
 		switch {
+		case errors.Is(err, segment.ErrNewer):
+			newer = fmt.Errorf("target %s: %w", s.names[sh.target], err)
+			bad++
+			continue
 		case isLost(err):
 			bad++
 			continue
@@ -259,7 +264,7 @@ func (s *survey) read(ctx context.Context, f *foundSegment) (bad int, err error)
 		}
 		return bad, nil
 	}
-	return bad, nil
+	return bad, newer
 }
 
 // isLost tells errors that mean that this shard does not help, now or later, and another may.
