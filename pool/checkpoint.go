@@ -130,29 +130,7 @@ func (p *Pool) publishCheckpoint(ctx context.Context) error {
 	if p.pub.ckpt.old {
 		p.confirmStored(ctx)
 	}
-	ref, next, err := p.storeCheckpoint(ctx)
-	if err != nil {
-		return err
-	}
-	err = p.update(ctx, func(v *root.Value) {
-		v.Checkpoints = append([]root.CheckpointRef{ref}, v.Checkpoints...)
-		v.Checkpoints = v.Checkpoints[:min(2, len(v.Checkpoints))]
-		v.Cuts = slices.DeleteFunc(slices.Clone(v.Cuts), func(c root.CutRef) bool { return c.Cut <= ref.Cut })
-	})
-	if err != nil {
-		return err
-	}
-	p.pub.ckpt.n = ref.N
-	p.setStored(next)
-	p.o.Log.Info("checkpoint published", "pool", p.o.Name, "cut", ref.Cut, "n", ref.N)
-	return nil
-}
-
-// storeCheckpoint stores the maps as of the newest cut as the next checkpoint of this epoch, which nothing names yet. It
-// tells where its manifest and all of its runs are.
-func (p *Pool) storeCheckpoint(ctx context.Context) (root.CheckpointRef, map[uint64]runRef, error) {
 	epoch, n := p.epoch.Load(), p.pub.ckpt.n+1
-	var none root.CheckpointRef
 	next := map[uint64]runRef{}
 	part, body := 1, []byte(nil)
 	flush := func() error {
@@ -194,26 +172,38 @@ func (p *Pool) storeCheckpoint(ctx context.Context) (root.CheckpointRef, map[uin
 		err = flush()
 	}
 	if err != nil {
-		return none, nil, err
+		return err
 	}
 	p.boots.add(s)
 	manifest, tables, err := s.split(part, p.o.tableRows)
 	if err != nil {
-		return none, nil, err
+		return err
 	}
 	for i, t := range tables {
 		if _, err := p.putPart(ctx, epoch, n, part+i, t); err != nil {
-			return none, nil, err
+			return err
 		}
 	}
 	targets, err := p.putPart(ctx, epoch, n, 0, manifest)
 	if err != nil {
-		return none, nil, err
+		return err
 	}
-	return root.CheckpointRef{
+	ref := root.CheckpointRef{
 		Epoch: epoch, N: n, Cut: s.Cut, K: 1, M: uint8(len(targets) - 1), Targets: targets,
 		Bytes: int64(len(manifest)), CRC: block.CRC(manifest),
-	}, next, nil
+	}
+	err = p.update(ctx, func(v *root.Value) {
+		v.Checkpoints = append([]root.CheckpointRef{ref}, v.Checkpoints...)
+		v.Checkpoints = v.Checkpoints[:min(2, len(v.Checkpoints))]
+		v.Cuts = slices.DeleteFunc(slices.Clone(v.Cuts), func(c root.CutRef) bool { return c.Cut <= s.Cut })
+	})
+	if err != nil {
+		return err
+	}
+	p.pub.ckpt.n = n
+	p.setStored(next)
+	p.o.Log.Info("checkpoint published", "pool", p.o.Name, "cut", s.Cut, "n", n)
+	return nil
 }
 
 // putPart stores m+1 copies on different targets, passing over those that fail, however long it takes,

@@ -46,8 +46,8 @@ import (
 // number if most of what it holds was planned for that, else it gets a new one.
 //
 // Memory: about 400 bytes per segment (13 MB for 1 TiB), the rows of records, and the maps as of a pool that is
-// open; indexes are read ahead, rebuildAhead at a time, and dropped once they are in the maps. The maps' runs
-// are files in Scratch meanwhile.
+// open; indexes are read ahead, rebuildAhead at a time, and held until those of their cut are in the maps (48 bytes per
+// extent of one cut, as for any owner that reads a cut back). The maps' runs are files in Scratch meanwhile.
 //
 // The new root has the pool's uuid, new members, an epoch above every one seen, segment numbers above every one
 // that may still be written by an owner that does not know yet, and is released. It is put only where there is

@@ -38,13 +38,11 @@ func (b *rebuilder) restore(ctx context.Context, h *cutHistory, chain []*rebuild
 		return err
 	}
 	b.ro.Progress(RebuildProgress{Phase: "write", Done: b.rep.Segments, Total: b.rep.Segments})
-	ref, _, err := p.storeCheckpoint(ctx)
-	if err != nil {
+	if err := p.publishCheckpoint(ctx); err != nil {
 		return err
 	}
 	v := p.value()
 	v.Cut, v.Horizon, v.LastCRC = p.pub.cut, uint64(p.pub.horizon), p.pub.cutCRC
-	v.Checkpoints = []root.CheckpointRef{ref}
 	err = root.Recreate(ctx, rootTargets(b.o.Targets), p.uuid.String(), v, root.Ballot{Epoch: b.top, Claimant: uuid.NewString()})
 	if err != nil {
 		return fmt.Errorf("the maps are stored, the root is not, or not everywhere: %w; try again", err)
@@ -163,22 +161,19 @@ func (b *rebuilder) apply(ctx context.Context, p *Pool, h *cutHistory, chain []*
 		if head.rec == nil || head.rec.CRC() != s.cut.crc {
 			return fmt.Errorf("%v: its record changed while it was read: %w", s.cut, segment.ErrDamaged)
 		}
-		infos := make([]segment.Info, len(s.segs))
+		infos, idx := make([]segment.Info, len(s.segs)), make([]*segment.Index, len(s.segs))
 		for i, f := range s.segs {
-			infos[i] = f.info
-		}
-		p.applyCut(head.rec, infos, nil)
-		for _, f := range s.segs {
 			r := head
 			if f != s.cut.holder {
 				if r, err = next(); err != nil {
 					return fmt.Errorf("%v: %w", s.cut, err)
 				}
 			}
-			p.mapSegment(r.x)
-			p.countOut(r.x)
-			done++
+			infos[i], idx[i] = f.info, r.x
 		}
+		p.applyCut(head.rec, infos, idx)
+		p.countOut(idx)
+		done += len(idx)
 		b.ro.Progress(RebuildProgress{Phase: "apply", Done: done, Total: b.rep.Segments})
 	}
 	if g := p.usageErr.Load(); g != nil {
@@ -188,11 +183,13 @@ func (b *rebuilder) apply(ctx context.Context, p *Pool, h *cutHistory, chain []*
 }
 
 // countOut counts extents as dead whose disk has no row in any record that is left: it was deleted.
-func (p *Pool) countOut(x *segment.Index) {
+func (p *Pool) countOut(idx []*segment.Index) {
 	var ls []densetree.Loss
-	for slot, e := range x.Entries {
-		if p.tree(e.Disk) == nil {
-			ls = append(ls, densetree.Loss{Extent: block.NewExtentID(x.Info.ID, slot), Orig: e.Blocks, Blocks: e.Blocks})
+	for _, x := range idx {
+		for slot, e := range x.Entries {
+			if p.tree(e.Disk) == nil {
+				ls = append(ls, densetree.Loss{Extent: block.NewExtentID(x.Info.ID, slot), Orig: e.Blocks, Blocks: e.Blocks})
+			}
 		}
 	}
 	p.maps.RLock()
