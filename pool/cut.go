@@ -442,6 +442,10 @@ func (p *Pool) update(ctx context.Context, change func(*root.Value)) error {
 // commit brings the root to v, which follows what update holds fast, however long the targets take. It fails when ctx ends or when
 // another owner has claimed the pool.
 func (p *Pool) commit(ctx context.Context, v root.Value) error {
+	if p.reg == nil { // Rebuild puts the value itself, once there is all that it names
+		p.val = v
+		return nil
+	}
 	for wait := backoff(0); ; wait = wait.next() {
 		cctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 		err := p.reg.Commit(cctx, v)

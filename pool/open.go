@@ -66,12 +66,8 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 	if err != nil && !errors.Is(err, writeback.ErrNoLog) {
 		return nil, err
 	}
-	p := &Pool{
-		o: o, disks: map[string]*vdisk.Disk{}, trees: map[block.DiskID]*densetree.Tree{}, nextDisk: 1,
-		segments: map[block.SegmentID]segment.Info{}, sick: map[block.TargetID]sickness{}, usage: extent.NewUsage(),
-	}
-	p.boots.init()
-	p.pub, p.buffers = newPublisher(), segment.NewBuffers(banksMax*o.SegmentBytes*3/2)
+	p := newMaps(o)
+	p.buffers = segment.NewBuffers(banksMax * o.SegmentBytes * 3 / 2)
 	ro := root.Options{Targets: rootTargets(o.Targets), Log: o.Log}
 	if haveLog {
 		p.slotBytes = id.SlotBytes
@@ -118,6 +114,17 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 		p.keepLocal(pctx)
 	}()
 	return p, nil
+}
+
+// newMaps is a pool of which nothing is open, with empty maps.
+func newMaps(o Options) *Pool {
+	p := &Pool{
+		o: o, disks: map[string]*vdisk.Disk{}, trees: map[block.DiskID]*densetree.Tree{}, nextDisk: 1,
+		segments: map[block.SegmentID]segment.Info{}, sick: map[block.TargetID]sickness{}, usage: extent.NewUsage(),
+	}
+	p.boots.init()
+	p.pub = newPublisher()
+	return p
 }
 
 // errRootNeeded means that the root could not be read and the tier alone is not enough to serve.

@@ -40,6 +40,9 @@ func (p *Pool) lost(ls []densetree.Loss) {
 // segments of which nothing is left. Who looked one up in a map before it died may still read it, and would
 // fill it in again: tierExtents sees to that.
 func (p *Pool) uncache(dead []extent.Loss) {
+	if p.cache == nil { // Rebuild has none
+		return
+	}
 	var last block.SegmentID
 	for _, l := range dead {
 		p.cache.Forget(l.Extent, int(l.Orig))

@@ -14,9 +14,10 @@ import (
 )
 
 func newPoolCmd(a *app) *cobra.Command {
-	return newGroupCmd("pool", "Create pools and show how they are",
+	return newGroupCmd("pool", "Create pools, show how they are, and bring them back",
 		newPoolCheckCmd(a),
 		newPoolCreateCmd(a),
+		newPoolRebuildCmd(a),
 		newPoolStatusCmd(a),
 	)
 }

@@ -257,3 +257,18 @@ func (s *Shard) checkExtents() error {
 	}
 	return nil
 }
+
+// ReadTail reads what lies behind the extents area of one shard, whose trailer t was read from key: the
+// index, and the cut record if there is one. Unlike ReadCut it asks for no other shard, so it also tells what
+// a segment was of which too few shards are left.
+func ReadTail(ctx context.Context, s Store, key string, t Trailer) (*Index, *CutRecord, error) {
+	b := make([]byte, t.Info.ObjectBytes()-t.Info.indexOffset())
+	if err := s.ReadAt(ctx, key, b, t.Info.indexOffset()); err != nil {
+		return nil, nil, fmt.Errorf("read index: %w", err)
+	}
+	x, cut, err := decodeTail(b, t.Info)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", key, err)
+	}
+	return x, cut, nil
+}

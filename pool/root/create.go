@@ -14,6 +14,12 @@ import (
 // before anything is written. A Create that failed halfway may be repeated with the same pool and
 // value as long as nobody has claimed the pool; one may not claim a pool while it is being created.
 func Create(ctx context.Context, targets []Target, pool string, v Value) error {
+	return create(ctx, targets, Copy{Pool: pool, Ver: 1, Val: v, Nonce: "created"})
+}
+
+// create puts first as the first copy of every member.
+func create(ctx context.Context, targets []Target, first Copy) error {
+	pool, v := first.Pool, first.Val
 	if err := v.validate(); err != nil {
 		return fmt.Errorf("create root: %w", err)
 	}
@@ -24,7 +30,8 @@ func Create(ctx context.Context, targets []Target, pool string, v Value) error {
 	bodies := make([][]byte, len(targets))
 	for i, m := range v.Cfg.Members {
 		var err error
-		if bodies[i], err = (Copy{Pool: pool, Member: m.UUID, Ver: 1, Val: v, Nonce: "created"}).encode(); err != nil {
+		first.Member = m.UUID
+		if bodies[i], err = first.encode(); err != nil {
 			return fmt.Errorf("create root: %w", err)
 		}
 	}
