@@ -306,9 +306,12 @@ func (a *app) tellExtracted(o extractOptions, r *extracted) error {
 		}
 		return nil
 	}
-	to := a.stdout
-	if r.File == "-" {
-		to = a.stderr
+	to, what := a.stdout, "written to "+r.File
+	switch {
+	case o.verify:
+		what = "read and checked"
+	case r.File == "-":
+		to, what = a.stderr, "written"
 	}
 	for _, b := range r.Bad {
 		fmt.Fprintf(to, "disk %s: bytes %d to %d cannot be read: %s\n", r.Disk, b.Offset, b.Offset+b.Length-1, oneLine(b.Error))
@@ -316,12 +319,8 @@ func (a *app) tellExtracted(o extractOptions, r *extracted) error {
 	if r.DegradedShards > 0 {
 		fmt.Fprintf(to, "%d shards failed and were done without: see \"gateway pool status\" and the log\n", r.DegradedShards)
 	}
-	what := "written to " + r.File
-	if o.verify {
-		what = "read and checked"
-	}
-	fmt.Fprintf(to, "disk %s: %s of data in %.1f s (%s/s), %s\n", r.Disk, config.Bytes(r.DataBytes), r.Seconds,
-		config.Bytes(float64(r.DataBytes)/max(r.Seconds, 1e-3)), what)
+	fmt.Fprintf(to, "disk %s: %s of data in %.1f s (%s/s), %s\n", r.Disk, rough(float64(r.DataBytes)), r.Seconds,
+		rough(float64(r.DataBytes)/max(r.Seconds, 1e-3)), what)
 	return err
 }
 

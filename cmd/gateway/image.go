@@ -77,14 +77,20 @@ func createImageFile(path string, size int64, force bool) (*imageFile, error) {
 	}
 	flags := os.O_RDWR | os.O_CREATE | os.O_EXCL
 	if force {
-		flags = os.O_RDWR | os.O_CREATE | os.O_TRUNC
+		flags = os.O_RDWR | os.O_CREATE
 	}
 	f, err := os.OpenFile(path+".partial", flags, 0o600)
 	if errors.Is(err, fs.ErrExist) {
-		return nil, fmt.Errorf("%s.partial exists: another extract writes it, or one was killed; remove it, or give --force", path)
+		return nil, fmt.Errorf("%s.partial exists: another extract is writing it, or one was killed; remove it, or give --force", path)
 	}
 	if err != nil {
 		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("%s.partial is being written by another extract", path), f.Close())
+	}
+	if err := f.Truncate(0); err != nil {
+		return nil, errors.Join(err, f.Close())
 	}
 	return &imageFile{f, path, force, size}, nil
 }

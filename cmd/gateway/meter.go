@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -58,7 +59,20 @@ func (m *meter) line(took time.Duration) string {
 		left = time.Duration(float64(m.total-m.done) / rate * float64(time.Second)).Round(time.Second).String()
 	}
 	return fmt.Sprintf("[%s%s] %3.0f %%  %s of %s %s, %s/s, %s left", strings.Repeat("#", full), strings.Repeat(".", meterWidth-full),
-		100*share, config.Bytes(m.done), config.Bytes(m.total), m.verb, config.Bytes(int64(rate)), left)
+		100*share, rough(float64(m.done)), rough(float64(m.total)), m.verb, rough(rate), left)
+}
+
+// rough is a number of bytes in three digits or so.
+func rough(n float64) string {
+	for _, u := range []struct {
+		name string
+		size config.Bytes
+	}{{"TiB", config.TiB}, {"GiB", config.GiB}, {"MiB", config.MiB}, {"KiB", config.KiB}} {
+		if n >= float64(u.size) {
+			return strconv.FormatFloat(n/float64(u.size), 'f', 1, 64) + " " + u.name
+		}
+	}
+	return strconv.FormatFloat(n, 'f', 0, 64) + " B"
 }
 
 // end clears the line.
