@@ -246,7 +246,11 @@ func copyImage(ctx context.Context, a *app, o extractOptions, v *pool.View, d *p
 	err = d.Stream(ctx, func(p pool.ViewPart) error {
 		switch {
 		case p.Err != nil && (errors.Is(p.Err, pool.ErrViewExpired) || !o.verify && !o.keepGoing):
-			return fmt.Errorf("disk %s: bytes %d to %d cannot be read: %w", info.Name, p.Off, p.Off+p.Len-1, p.Err)
+			err := fmt.Errorf("disk %s: bytes %d to %d cannot be read: %w", info.Name, p.Off, p.Off+p.Len-1, p.Err)
+			if !errors.Is(err, pool.ErrViewExpired) {
+				err = fmt.Errorf("%w; --verify lists all such ranges, --keep-going leaves them zero in the image", err)
+			}
+			return err
 		case p.Err != nil:
 			r.addBad(p)
 			m.add(p.Len)
