@@ -489,10 +489,7 @@ func (p *Pool) applyCut(rec *segment.CutRecord, infos []segment.Info, idx []*seg
 	p.addUsage(infos, rec.Time)
 	for _, ch := range rec.Disks {
 		if t := p.tree(ch.Disk); t != nil && len(ch.Unmaps) > 0 {
-			holes := make([]densetree.Entry, len(ch.Unmaps))
-			for i, r := range ch.Unmaps {
-				holes[i] = densetree.Entry{LBA: r.LBA, Blocks: r.Blocks, Kind: densetree.Hole}
-			}
+			holes := holesOf(ch)
 			if planted.Bug("cut: unmaps after the blocks") {
 				defer t.Put(holes)
 				continue
@@ -506,8 +503,26 @@ func (p *Pool) applyCut(rec *segment.CutRecord, infos []segment.Info, idx []*seg
 	p.pub.cut, p.pub.cutCRC, p.pub.horizon = rec.Cut, rec.CRC(), writeback.Seq(rec.Horizon)
 }
 
+// holesOf are a cut's unmaps of a disk, as its tree has them.
+func holesOf(ch segment.DiskChange) []densetree.Entry {
+	holes := make([]densetree.Entry, len(ch.Unmaps))
+	for i, r := range ch.Unmaps {
+		holes[i] = densetree.Entry{LBA: r.LBA, Blocks: r.Blocks, Kind: densetree.Hole}
+	}
+	return holes
+}
+
 // mapSegment puts every extent of a segment into its disk's tree.
 func (p *Pool) mapSegment(x *segment.Index) {
+	eachMapped(x, func(disk block.DiskID, es []densetree.Entry) {
+		if t := p.tree(disk); t != nil {
+			t.Put(es)
+		}
+	})
+}
+
+// eachMapped calls fn for each disk that a segment has extents of, with the entries of its tree.
+func eachMapped(x *segment.Index, fn func(block.DiskID, []densetree.Entry)) {
 	for i := 0; i < len(x.Entries); {
 		disk := x.Entries[i].Disk
 		var es []densetree.Entry
@@ -518,9 +533,7 @@ func (p *Pool) mapSegment(x *segment.Index) {
 				Extent: block.NewExtentID(x.Info.ID, i), Orig: e.Blocks,
 			})
 		}
-		if t := p.tree(disk); t != nil {
-			t.Put(es)
-		}
+		fn(disk, es)
 	}
 }
 

@@ -61,12 +61,16 @@ const (
 // Options say how a directory is opened. The zero value opens one that exists.
 type Options struct {
 	Create bool // make the directory (mode 0700) and its parents if they are missing
+	// ReadOnly opens a directory without writing anything into it, so that one on a file system that is mounted
+	// read-only will do. Put and Delete are refused as Permanent. Not with Create.
+	ReadOnly bool
 }
 
 // Store is one directory. Any number of Stores, in any number of processes, may have the same
 // directory open. It holds no open files between calls, and needs no Close.
 type Store struct {
 	dir    string        // absolute
+	ro     bool          // nothing is written or synced
 	own    chan struct{} // holds one token while a goroutine of this Store is at the lock
 	broken atomic.Pointer[error]
 
@@ -77,13 +81,13 @@ type Store struct {
 var _ backend.Store = (*Store)(nil)
 
 // Open opens the directory dir, checks that it can be written, and removes the temporary files of
-// writers that are dead.
+// writers that are dead; with ReadOnly it only looks whether the directory is there.
 func Open(dir string, o Options) (*Store, error) {
 	abs, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, fmt.Errorf("local: %w", err)
 	}
-	s := &Store{dir: abs, own: make(chan struct{}, 1), settled: make(map[string]struct{})}
+	s := &Store{dir: abs, ro: o.ReadOnly, own: make(chan struct{}, 1), settled: make(map[string]struct{})}
 	if err := s.prepare(o); err != nil {
 		return nil, s.fail("open", "directory", err)
 	}
@@ -100,6 +104,9 @@ func (s *Store) prepare(o Options) error {
 		return err
 	} else if !st.IsDir() {
 		return refuse("it is not a directory")
+	}
+	if s.ro {
+		return nil
 	}
 	if err := os.Mkdir(s.path(tmpName), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
@@ -222,6 +229,9 @@ func tryFlock(f *os.File) error {
 // settle makes the names of folder dir and of all folders above it, down to the store's own,
 // stable, unless this process has done so before: see the package doc.
 func (s *Store) settle(dir string) error {
+	if s.ro { // whoever writes sees to that
+		return nil
+	}
 	s.mu.Lock()
 	_, done := s.settled[dir]
 	s.mu.Unlock()

@@ -18,7 +18,10 @@ import (
 // chunkBytes is how much is read or written between two looks at ctx.
 const chunkBytes = 4 << 20
 
-var errShort = errors.New("the file ends first")
+var (
+	errShort    = errors.New("the file ends first")
+	errReadOnly = refuse("the directory was opened for reading only")
+)
 
 // Put implements backend.Store.
 func (s *Store) Put(ctx context.Context, key string, body []byte, c backend.Cond) (string, error) {
@@ -29,6 +32,9 @@ func (s *Store) Put(ctx context.Context, key string, body []byte, c backend.Cond
 func (s *Store) put(ctx context.Context, key string, body []byte, c backend.Cond) (string, error) {
 	if err := s.begin(ctx, key); err != nil {
 		return "", err
+	}
+	if s.ro {
+		return "", errReadOnly
 	}
 	if c.Absent && c.Match != "" {
 		return "", refuse("a put cannot want the key both absent and matching")
@@ -224,6 +230,9 @@ func (s *Store) Delete(ctx context.Context, key string) error {
 func (s *Store) delete(ctx context.Context, key string) error {
 	if err := s.begin(ctx, key); err != nil {
 		return err
+	}
+	if s.ro {
+		return errReadOnly
 	}
 	folder, err := s.remove(ctx, s.path(key))
 	if err != nil || folder == "" {

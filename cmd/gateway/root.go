@@ -42,6 +42,7 @@ func newRootCmd(a *app) *cobra.Command {
 		newAttachCmd(a),
 		newDetachCmd(a),
 		newInspectCmd(a),
+		newExtractCmd(a),
 		newConfigCmd(a),
 		newVersionCmd(a),
 		newCheckExportCmd(a),
