@@ -28,6 +28,8 @@ const (
 //  4. the rest of Meta takes effect: name, size, flags.
 //
 // A Parent is a lower DiskID, so it is complete when step 1 copies it. All of it may be applied again.
+//
+// A record with Gone speaks of older cuts too: what it names there need not be stored any more.
 type CutRecord struct {
 	Epoch   uint64 `json:"epoch"` // of the segment that holds the record
 	Cut     uint64 `json:"cut"`   // from 1
@@ -39,6 +41,7 @@ type CutRecord struct {
 	// whose own sizes are not known while it is written: see AllSegments.
 	Segments []Info       `json:"segments"`
 	Disks    []DiskChange `json:"disks"` // ascending by Disk, each once
+	Gone     *Gone        `json:"gone,omitempty"`
 }
 
 // DiskChange is the net effect of a cut on one disk version, its extents aside.
@@ -89,7 +92,11 @@ const (
 // Append adds the encoding to b. The record must be valid: see Builder.Seal.
 func (r *CutRecord) Append(b []byte) []byte {
 	start := len(b)
-	b = appendPreamble(b, cutMagic, 0)
+	var flags uint16
+	if r.Gone != nil {
+		flags = cutFlagGone
+	}
+	b = appendPreamble(b, cutMagic, flags)
 	b = le.AppendUint64(b, r.Epoch)
 	b = le.AppendUint64(b, r.Cut)
 	b = le.AppendUint64(b, r.PrevCut)
@@ -106,6 +113,9 @@ func (r *CutRecord) Append(b []byte) []byte {
 	for _, d := range r.Disks {
 		b = d.append(b, prev)
 		prev = d.Disk
+	}
+	if r.Gone != nil {
+		b = r.Gone.append(b)
 	}
 	return seal(b, start)
 }
@@ -142,7 +152,7 @@ func (d *DiskChange) append(b []byte, prev block.DiskID) []byte {
 
 // DecodeCutRecord decodes exactly one record. The result does not alias b.
 func DecodeCutRecord(b []byte) (*CutRecord, error) {
-	_, c, err := open(b, "cut record", cutMagic, 0, cutBytesMin)
+	flags, c, err := open(b, "cut record", cutMagic, cutFlagGone, cutBytesMin)
 	if err != nil {
 		return nil, err
 	}
@@ -163,6 +173,9 @@ func DecodeCutRecord(b []byte) (*CutRecord, error) {
 				return nil, c.err
 			}
 		}
+	}
+	if flags&cutFlagGone != 0 {
+		r.Gone = c.gone()
 	}
 	if err := c.end(); err != nil {
 		return nil, err
@@ -238,6 +251,9 @@ func (r *CutRecord) validate() error {
 		if m := d.Meta; m != nil && (m.Parent >= d.Disk || len(m.Name) > diskNameBytesMax) {
 			return fmt.Errorf("cut record: disk %d: parent %d, name of %d bytes", d.Disk, m.Parent, len(m.Name))
 		}
+	}
+	if r.Gone != nil {
+		return r.Gone.validate(r.Cut)
 	}
 	return nil
 }
