@@ -67,9 +67,10 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 		return nil, err
 	}
 	p := &Pool{
-		o: o, disks: map[string]*vdisk.Disk{}, trees: map[block.DiskID]*densetree.Tree{}, nextDisk: 1,
+		o: o, disks: map[string]*vdisk.Disk{}, rows: map[block.DiskID]segment.DiskMeta{}, trees: map[block.DiskID]*densetree.Tree{}, nextDisk: 1,
 		segments: map[block.SegmentID]segment.Info{}, sick: map[block.TargetID]sickness{}, usage: extent.NewUsage(),
 	}
+	p.ops = make(chan struct{}, 1)
 	p.boots.init()
 	p.pub, p.buffers = newPublisher(), segment.NewBuffers(banksMax*o.SegmentBytes*3/2)
 	ro := root.Options{Targets: rootTargets(o.Targets), Log: o.Log}
@@ -107,6 +108,7 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 	if err != nil {
 		return nil, errors.Join(err, p.closeTier())
 	}
+	p.nameDisks()
 	o.warnOfRAM()
 	p.sweepCache()
 	pctx, cancel := context.WithCancel(context.Background())
