@@ -42,6 +42,7 @@ type publisher struct {
 
 	own    turn.Lock         // held by the committer over a cut, and by who does its work in between
 	force  atomic.Bool       // the next cut is made even of nothing
+	early  chan struct{}     // holds a token while reclaim writes to the log or asks for a cut, and from Close on
 	kick   chan chan<- error // a request for a cut; answered when it is published
 	banks  chan struct{}     // holds a token for each bank in use
 	commit chan struct{}     // holds a token while somebody changes the root
@@ -53,7 +54,7 @@ type publisher struct {
 func newPublisher() publisher {
 	return publisher{
 		disks: map[block.DiskID]segment.DiskMeta{}, nextDisk: 1, kick: make(chan chan<- error),
-		banks: make(chan struct{}, banksMax), commit: make(chan struct{}, 1),
+		banks: make(chan struct{}, banksMax), commit: make(chan struct{}, 1), early: make(chan struct{}, 1),
 	}
 }
 

@@ -259,7 +259,7 @@ func (p *Pool) WasDeleted(name string) bool {
 // dropDisks drops the disks whose window has passed, and has the maps of those that are dropped give up what they
 // hold, once a cut has made holes of them.
 func (p *Pool) dropDisks(ctx context.Context) error {
-	if err := p.dropDue(ctx); err != nil {
+	if err := p.beforeClose(func() error { return p.dropDue(ctx) }); err != nil {
 		return err
 	}
 	p.pub.own.Lock()

@@ -124,8 +124,11 @@ func (p *Pool) reclaimRound(ctx context.Context) error {
 	p.pub.pending = w
 	p.pub.own.Unlock()
 	if w != nil {
-		p.pub.force.Store(true)
-		if err := p.Publish(ctx); err != nil {
+		err := p.beforeClose(func() error {
+			p.pub.force.Store(true)
+			return p.Publish(ctx)
+		})
+		if err != nil {
 			return err
 		}
 	}
@@ -136,6 +139,30 @@ func (p *Pool) reclaimRound(ctx context.Context) error {
 		return ctx.Err()
 	}
 	return p.publishCheckpoint(ctx)
+}
+
+// beforeClose does what adds to the log, or takes a cut, unless the pool is being closed.
+func (p *Pool) beforeClose(do func() error) error {
+	select {
+	case p.pub.early <- struct{}{}:
+		defer func() { <-p.pub.early }()
+		return do()
+	default:
+		return nil
+	}
+}
+
+// endReclaim waits for what beforeClose does, and has it do nothing more.
+func (p *Pool) endReclaim(ctx context.Context) error {
+	if ctx.Err() != nil { // goes before what may be had as well
+		return ctx.Err()
+	}
+	select {
+	case p.pub.early <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // doomDead takes the segments that are gone out of the tables, for the checkpoint that is about to be made of
