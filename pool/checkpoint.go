@@ -16,6 +16,7 @@ import (
 	"graindisk/backend"
 	"graindisk/block"
 	"graindisk/grains/segment"
+	"graindisk/internal/planted"
 	"graindisk/pool/root"
 	"graindisk/vdisk/densetree"
 	"graindisk/writeback"
@@ -84,6 +85,7 @@ func partKey(epoch, n uint64, part, copyNo int) string {
 type checkpointer struct {
 	n    uint64            // checkpoints written under this epoch
 	runs map[uint64]runRef // by run number
+	at   time.Time         // of the newest one of this process
 	// old says that runs are what a local checkpoint knew: the parts may be gone with a checkpoint that
 	// named them.
 	old bool
@@ -130,7 +132,8 @@ func (p *Pool) publishCheckpoint(ctx context.Context) error {
 	if p.pub.ckpt.old {
 		p.confirmStored(ctx)
 	}
-	epoch, n := p.epoch.Load(), p.pub.ckpt.n+1
+	p.pub.ckpt.n++ // whatever becomes of it: names are used once
+	epoch, n := p.epoch.Load(), p.pub.ckpt.n
 	next := map[uint64]runRef{}
 	part, body := 1, []byte(nil)
 	flush := func() error {
@@ -151,8 +154,14 @@ func (p *Pool) publishCheckpoint(ctx context.Context) error {
 		body = append(body, b...)
 		return ref, nil
 	}
+	p.mapsMu.Lock()
+	p.doomDead(ckptID{epoch, n})
 	view := p.mapsNow()
+	p.mapsMu.Unlock()
 	defer view.release()
+	if planted.Bug("reclaim: before the commit") {
+		p.deleteDoomed(ctx, p.pub.doomed)
+	}
 	s, err := p.snapshotNow(view, func(r *densetree.Run) (runRef, error) {
 		ref, ok := p.pub.ckpt.runs[r.ID]
 		if !ok {
@@ -200,8 +209,8 @@ func (p *Pool) publishCheckpoint(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p.pub.ckpt.n = n
 	p.setStored(next)
+	p.pub.ckpt.at = time.Now()
 	p.o.Log.Info("checkpoint published", "pool", p.o.Name, "cut", s.Cut, "n", n)
 	return nil
 }

@@ -49,7 +49,10 @@ func (p *Pool) stopped() error {
 // returns ErrShutdown: the next Open on this tier serves everything.
 func (p *Pool) Close(ctx context.Context) error {
 	p.endBoots()
-	perr := p.Publish(ctx)
+	perr := p.endReclaim(ctx)
+	if perr == nil {
+		perr = p.Publish(ctx)
+	}
 	p.pub.cancel()
 	if perr != nil {
 		p.log.StopWaiting() // the publisher may be at it

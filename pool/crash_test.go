@@ -362,7 +362,13 @@ func (w *world) work() (dead bool, err error) {
 			return w.died(err)
 		}
 	}
-	return w.fs.WasCut(), w.checkUsage(w.rng.IntN(2) == 0)
+	err = w.checkUsage(w.rng.IntN(2) == 0)
+	if s := w.p.Status().Space; err == nil && !w.fs.WasCut() {
+		w.stats.add("segments reclaimed", s.ReclaimedSegments)
+		w.stats.add("objects of checkpoints reclaimed", s.ReclaimedObjects)
+		err = w.checkRoot()
+	}
+	return w.fs.WasCut(), err
 }
 
 // died passes on an error of a process that lives, unless the log has stopped after a fault.

@@ -2,11 +2,13 @@ package pool
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
 
+	"graindisk/block"
 	"graindisk/grains/segment"
 	"graindisk/internal/crashtest"
 	"graindisk/pool/root"
@@ -103,7 +105,7 @@ func (w *world) checkRoot() error {
 		}
 		w.stats.inc("I3 roots followed")
 		for _, ref := range c.Val.Cuts {
-			if err := w.checkShards("I3", refInfo(ref)); err != nil {
+			if err := w.checkCut(refInfo(ref)); err != nil {
 				return fmt.Errorf("cut %d of the root at target %d: %w", ref.Cut, i, err)
 			}
 		}
@@ -113,10 +115,97 @@ func (w *world) checkRoot() error {
 					return fmt.Errorf("I3: %s, which the root names, is not at target %d", key, t)
 				}
 			}
+			if err := w.checkCheckpoint(ref); err != nil {
+				return fmt.Errorf("I3: checkpoint %d/%d of the root at target %d: %w", ref.Epoch, ref.N, i, err)
+			}
 		}
 		return nil
 	}
 	return nil // a commit is under way
+}
+
+// checkCut expects all segments of a cut, whose last is given.
+func (w *world) checkCut(last segment.Info) error {
+	if err := w.checkShards("I3", last); err != nil {
+		return err
+	}
+	rec, _, err := segment.ReadCut(context.Background(), func(t block.TargetID) (segment.Store, bool) { return w.stores[t-1].Memory, true }, last)
+	if err != nil {
+		return err
+	}
+	for _, info := range rec.Segments {
+		if err := w.checkShards("I3", info); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkCheckpoint expects every part that a checkpoint names, and every segment that its maps do: of both that are
+// kept, since who has read the root before the last commit may be at the older one.
+func (w *world) checkCheckpoint(ref root.CheckpointRef) error {
+	get := func(n int) ([]byte, error) { // of the checkpoint itself
+		return w.part(partID{ref.Epoch, ref.N, n})
+	}
+	manifest, err := get(0)
+	if err != nil {
+		return err
+	}
+	s, err := decodeSnapshot(manifest)
+	if err != nil {
+		return err
+	}
+	for _, t := range s.Tables {
+		b, err := get(t.Part)
+		if err == nil {
+			err = s.join(t, b)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	infos := map[block.SegmentID]segment.Info{}
+	for _, i := range s.Segments {
+		infos[i.ID] = i
+	}
+	checked := map[block.SegmentID]bool{}
+	for _, d := range s.Disks {
+		for _, ref := range d.Runs {
+			b, err := w.part(partID{ref.Epoch, ref.N, ref.Part})
+			var r *densetree.Run
+			if err == nil {
+				r, err = ref.decode(b)
+			}
+			if err != nil {
+				return err
+			}
+			err = errors.Join(r.Each(func(e densetree.Entry) bool {
+				if seg := e.Extent.Segment(); e.Kind == densetree.Data && !checked[seg] && err == nil {
+					checked[seg] = true
+					w.stats.inc("I3 segments of checkpoints checked")
+					err = w.checkShards("I3", infos[seg])
+				}
+				return err == nil
+			}), err)
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// part is a part of a checkpoint, from whatever target has it.
+func (w *world) part(id partID) ([]byte, error) {
+	for _, g := range w.stores {
+		for c := range crashTargets {
+			b, _, err := g.Memory.Get(context.Background(), partKey(id.epoch, id.n, id.part, c), partBytesMax)
+			if err == nil {
+				return decodePart(b, id.epoch, uint32(id.n), id.part)
+			}
+		}
+	}
+	return nil, fmt.Errorf("part %v is on no target", id)
 }
 
 // checkRot flips bytes at rest, in all clean slots of the tier and in one shard of every other segment, has

@@ -35,6 +35,16 @@ func (s *crashStats) inc(what string) {
 	s.counts[what]++
 }
 
+// add counts n of something.
+func (s *crashStats) add(what string, n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.counts == nil {
+		s.counts = map[string]int64{}
+	}
+	s.counts[what] += int64(n)
+}
+
 func (s *crashStats) count(what string) int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -46,6 +46,16 @@ func (s scheduled) Delete(ctx context.Context, key string) error {
 	return s.Faulty.Delete(ctx, key)
 }
 
+func (s scheduled) DeleteBatch(ctx context.Context, keys []string) []error {
+	defer s.pass("delete", keys[0])()
+	return s.Faulty.DeleteBatch(ctx, keys)
+}
+
+func (s scheduled) List(ctx context.Context, prefix, after string, max int) ([]backend.Info, bool, error) {
+	defer s.pass("list", prefix)()
+	return s.Faulty.List(ctx, prefix, after, max)
+}
+
 // guarded is what is behind a target through all lives. It knows every name that was ever used, refuses
 // to change an object or to use a name again (I4), and lets some requests arrive twice, the second time
 // much later.
@@ -99,6 +109,14 @@ func (g *guarded) Delete(ctx context.Context, key string) error {
 	g.stats.inc("I3 objects deleted")
 	return g.Memory.Delete(ctx, key)
 }
+
+// DeleteBatch hides that of Memory, which would go past Delete.
+func (g *guarded) DeleteBatch(ctx context.Context, keys []string) []error {
+	return backend.DeleteEach(ctx, deletes{g}, keys)
+}
+
+// deletes is a store that knows no batches, and deletes in order.
+type deletes struct{ *guarded }
 
 // echoLocked lets a request of long ago arrive once more.
 func (g *guarded) echoLocked() {

@@ -78,8 +78,9 @@ type world struct {
 	slots  int // of the tier, in this life
 	model  *crashtest.Model
 	disks  []*crashDisk
-	auto   bool // cuts happen by age as well
-	tight  bool // checkpoints, local and published, come often, and publications are recorded in pieces
+	auto   bool          // cuts happen by age as well
+	grace  time.Duration // of deleting, and of undeleting
+	tight  bool          // checkpoints, local and published, come often, and publications are recorded in pieces
 
 	p      *Pool
 	life   *life
@@ -235,6 +236,7 @@ func newWorld(seed uint64, sched *crashtest.Sched, tr *trace, stats *crashStats)
 	w.slots = w.shape.slots
 	w.fs = crashtest.NewFS(crashtest.Options{Seed: w.rng.Uint64()})
 	w.auto, w.tight, w.codec = w.rng.IntN(3) == 0, w.rng.IntN(2) == 0, segment.Codec(w.rng.IntN(3))
+	w.grace = time.Duration(1+w.rng.Int64N([...]int64{60, 4000}[w.rng.IntN(4)/3])) * time.Millisecond
 	for i := range 2 + w.rng.IntN(2) {
 		d := &crashDisk{id: block.DiskID(i + 1), name: fmt.Sprintf("disk%d", i+1), blocks: w.shape.blocks + w.rng.IntN(2*w.shape.blocks)}
 		w.disks = append(w.disks, d)
@@ -254,6 +256,8 @@ func (w *world) options(fs *crashtest.FS, l *life) Options {
 		Name: "main", FS: fs, TierDir: "/tier", TierBytes: int64(w.slots) * w.shape.slotBytes, SlotBytes: w.shape.slotBytes,
 		SegmentBytes: w.shape.segmentBytes, Compression: w.codec, mapLevel0: w.level0, mapRun: w.run, MaxDirtyAge: time.Hour, Host: "host", Log: slog.New(slog.NewTextHandler(w.trace, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
+	o.DeleteGrace, o.UndeleteWindow = w.grace, w.grace
+	o.reclaimTick, o.reclaimRound = 3*time.Millisecond+w.grace/7, 2*time.Millisecond+w.grace/3
 	if w.tight {
 		o.CheckpointCuts, o.CheckpointBytes, o.tableRows, o.publicationBytes = 6, 64<<10, 10, 300
 	}

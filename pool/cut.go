@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -13,6 +14,7 @@ import (
 	"graindisk/grains/cache"
 	"graindisk/grains/segment"
 	"graindisk/internal/planted"
+	"graindisk/internal/turn"
 	"graindisk/pool/root"
 	"graindisk/vdisk"
 	"graindisk/vdisk/densetree"
@@ -31,7 +33,16 @@ type publisher struct {
 	nextSeg block.SegmentID                   // guarded by Pool.segMu
 	disks   map[block.DiskID]segment.DiskMeta // the disk table as of the newest cut
 	ckpt    checkpointer
+	// What reclaim is about; see there. It changes with own and Pool.mapsMu held.
+	doomed   []doomed
+	gone     *segment.Gone // as the newest record says that has one, of cut
+	goneCut  uint64
+	nextDisk block.DiskID // above all that the maps ever knew
+	pending  *restatement // for the next record
 
+	own    turn.Lock         // held by the committer over a cut, and by who does its work in between
+	force  atomic.Bool       // the next cut is made even of nothing
+	early  chan struct{}     // holds a token while reclaim writes to the log or asks for a cut, and from Close on
 	kick   chan chan<- error // a request for a cut; answered when it is published
 	banks  chan struct{}     // holds a token for each bank in use
 	commit chan struct{}     // holds a token while somebody changes the root
@@ -42,8 +53,8 @@ type publisher struct {
 
 func newPublisher() publisher {
 	return publisher{
-		disks: map[block.DiskID]segment.DiskMeta{}, kick: make(chan chan<- error),
-		banks: make(chan struct{}, banksMax), commit: make(chan struct{}, 1),
+		disks: map[block.DiskID]segment.DiskMeta{}, nextDisk: 1, kick: make(chan chan<- error),
+		banks: make(chan struct{}, banksMax), commit: make(chan struct{}, 1), early: make(chan struct{}, 1),
 	}
 }
 
@@ -83,6 +94,7 @@ func (p *Pool) publish(ctx context.Context) {
 		g, gctx := errgroup.WithContext(ctx)
 		g.Go(func() error { return p.packCuts(gctx, cuts) })
 		g.Go(func() error { return p.commitCuts(gctx, cuts) })
+		g.Go(func() error { return p.reclaimSpace(gctx) })
 		err = g.Wait()
 	}
 	p.failed(ctx, err)
@@ -158,7 +170,7 @@ func (p *Pool) packCuts(ctx context.Context, cuts chan<- *pendingCut) error {
 				continue
 			}
 		}
-		if !p.log.Unfrozen().Oldest.IsZero() {
+		if forced := p.pub.force.Swap(false); forced || !p.log.Unfrozen().Oldest.IsZero() {
 			err = p.packCut(ctx, c, latest)
 		}
 		if err == nil {
@@ -354,10 +366,17 @@ func (p *Pool) publishCut(ctx context.Context, c *pendingCut) error {
 		Epoch: c.last.epoch, Cut: p.pub.cut + 1, PrevCut: p.pub.cut, PrevCRC: p.pub.cutCRC, Horizon: uint64(c.f.Seq),
 		Time: time.Now().Unix(),
 	}
+	p.pub.own.Lock()
+	defer p.pub.own.Unlock()
 	var err error
 	if rec.Disks, err = diskChanges(c.f); err != nil {
 		return err
 	}
+	limit := c.last.id
+	for _, s := range c.segs {
+		limit = min(limit, s.info.ID)
+	}
+	p.restate(rec, limit)
 	for _, s := range c.segs {
 		rec.Segments = append(rec.Segments, s.info)
 	}
@@ -478,6 +497,7 @@ func (p *Pool) applyCut(rec *segment.CutRecord, infos []segment.Info, idx []*seg
 	for _, ch := range rec.Disks {
 		if ch.Meta != nil {
 			p.pub.disks[ch.Disk] = *ch.Meta
+			p.pub.nextDisk = max(p.pub.nextDisk, ch.Disk+1)
 			p.addDisk(ch.Disk, *ch.Meta)
 		}
 	}
@@ -500,6 +520,14 @@ func (p *Pool) applyCut(rec *segment.CutRecord, infos []segment.Info, idx []*seg
 	for _, x := range idx {
 		p.mapSegment(x)
 	}
+	for _, ch := range rec.Disks {
+		if t := p.tree(ch.Disk); t != nil && ch.Meta != nil && ch.Meta.Flags&segment.DiskDropped != 0 {
+			t.Put([]densetree.Entry{{Blocks: diskBlocksMax, Kind: densetree.Hole}})
+		}
+	}
+	if rec.Gone != nil {
+		p.pub.gone, p.pub.goneCut = rec.Gone, rec.Cut
+	}
 	p.pub.cut, p.pub.cutCRC, p.pub.horizon = rec.Cut, rec.CRC(), writeback.Seq(rec.Horizon)
 }
 
@@ -511,6 +539,8 @@ func holesOf(ch segment.DiskChange) []densetree.Entry {
 	}
 	return holes
 }
+// diskBlocksMax is the length of the longest disk.
+const diskBlocksMax = 64 << 40 / block.Size
 
 // mapSegment puts every extent of a segment into its disk's tree.
 func (p *Pool) mapSegment(x *segment.Index) {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"sort"
 	"time"
 
@@ -15,15 +17,20 @@ import (
 )
 
 // op is the payload of an OP record in the log, as JSON: the row of the disk table, whole, that the
-// record's disk has from here on.
+// record's disk has from here on. One that does more than make the disk is a Row: the first releases know
+// only Meta, and refuse what they would take for nothing.
 type op struct {
-	Meta *segment.DiskMeta `json:"meta"`
+	Meta *segment.DiskMeta `json:"meta,omitempty"`
+	Row  *segment.DiskMeta `json:"row,omitempty"`
 }
 
 func decodeOp(b []byte) (segment.DiskMeta, error) {
 	var o op
 	if err := json.Unmarshal(b, &o); err != nil {
 		return segment.DiskMeta{}, fmt.Errorf("operation record: %w", err)
+	}
+	if o.Row != nil {
+		return *o.Row, nil
 	}
 	if o.Meta == nil {
 		return segment.DiskMeta{}, fmt.Errorf("operation record %q: %w", b, writeback.ErrNewer)
@@ -37,8 +44,10 @@ func (p *Pool) CreateDisk(ctx context.Context, name string, size int64) (*vdisk.
 	if err := p.gate(); err != nil {
 		return nil, err
 	}
-	p.createMu.Lock()
-	defer p.createMu.Unlock()
+	if err := p.beginOp(ctx); err != nil {
+		return nil, err
+	}
+	defer p.endOp()
 	p.mu.Lock()
 	_, taken := p.disks[name]
 	id := p.nextDisk
@@ -54,33 +63,59 @@ func (p *Pool) CreateDisk(ctx context.Context, name string, size int64) (*vdisk.
 	// The disk can be found, and written to, only when its creation is on record.
 	// Once it is, only a failed log is an error: the number is used.
 	ctx = context.WithoutCancel(ctx)
-	if _, err = p.log.Append(ctx, []writeback.Record{{Kind: writeback.Op, Disk: id, Data: payload}}); err == nil {
-		err = p.log.Sync(ctx)
-	}
-	if err != nil {
+	if err := p.appendOp(ctx, id, payload); err != nil {
 		return nil, fmt.Errorf("create disk %s: %w", name, err)
 	}
 	p.addDisk(id, meta)
+	p.openDisk(id, meta)
 	return p.Disk(name)
 }
 
-// addDisk makes the disk that a row of the table describes, unless it is there.
+// appendOp makes an operation stable in the log.
+func (p *Pool) appendOp(ctx context.Context, id block.DiskID, payload []byte) error {
+	_, err := p.log.Append(ctx, []writeback.Record{{Kind: writeback.Op, Disk: id, Data: payload}})
+	if err == nil {
+		err = p.log.Sync(ctx)
+	}
+	return err
+}
+
+// addDisk takes in a row of the disk table as the maps or the log have it. Once the pool serves, the table is ahead
+// of the maps, which come with each cut, and only what it does not know is taken in.
 func (p *Pool) addDisk(id block.DiskID, meta segment.DiskMeta) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.nextDisk = max(p.nextDisk, id+1)
-	t := p.trees[id]
-	if t == nil {
-		t = densetree.New(p.treeOptions())
-		p.trees[id] = t
+	if p.trees[id] == nil {
+		p.trees[id] = densetree.New(p.treeOptions())
 	}
-	if _, ok := p.disks[meta.Name]; ok {
-		return
+	if _, known := p.rows[id]; !known || !p.serving {
+		p.rows[id] = meta
 	}
-	p.disks[meta.Name] = vdisk.New(vdisk.Options{
-		ID: id, Name: meta.Name, Size: int64(meta.SizeBytes), Log: p.log, Tree: t, Extents: p, Gate: p.gate, MendMap: p.mendMap,
+}
+
+// nameDisks makes the disks that the table has at the end of recovery; from here on the pool changes it.
+func (p *Pool) nameDisks() {
+	p.mu.Lock()
+	rows := maps.Clone(p.rows)
+	p.serving = true
+	p.mu.Unlock()
+	for _, id := range slices.Sorted(maps.Keys(rows)) {
+		if rows[id].Flags&segment.DiskDeleted == 0 {
+			p.openDisk(id, rows[id])
+		}
+	}
+}
+
+// openDisk makes a disk of the table one that can be found.
+func (p *Pool) openDisk(id block.DiskID, meta segment.DiskMeta) {
+	d := vdisk.New(vdisk.Options{
+		ID: id, Name: meta.Name, Size: int64(meta.SizeBytes), Log: p.log, Tree: p.tree(id), Extents: p, Gate: p.gate, MendMap: p.mendMap,
 		Reads: p.recordBoot(id),
 	})
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.disks[meta.Name] = d
 }
 
 func (p *Pool) treeOptions() densetree.Options {

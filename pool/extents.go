@@ -93,7 +93,7 @@ func (p *Pool) fetchExtents(ctx context.Context, seg block.SegmentID, wants []fe
 	info, ok := p.segments[seg]
 	p.mu.Unlock()
 	if !ok {
-		fail(fmt.Errorf("segment %d is not in the pool's table: %w", seg, vdisk.ErrDamaged))
+		fail(fmt.Errorf("segment %d is not in the pool's table: %w: %w", seg, vdisk.ErrMoved, vdisk.ErrDamaged))
 		return
 	}
 	left := make(map[int]int, len(wants)) // slot → want
@@ -113,7 +113,11 @@ func (p *Pool) fetchExtents(ctx context.Context, seg block.SegmentID, wants []fe
 				err = fmt.Errorf("it has %d blocks, the map says %d: %w", e.Blocks, wants[i].Blocks, vdisk.ErrDamaged)
 			case err == nil, errors.Is(err, segment.ErrNewer):
 			case errors.Is(err, segment.ErrDamaged), errors.Is(err, backend.ErrNotFound):
-				p.o.Log.Error("extent cannot be read", "pool", p.o.Name, "segment", seg, "slot", slot, "err", err)
+				if !p.hasSegment(seg) { // it died while its targets were waited for, and was reclaimed
+					err = fmt.Errorf("%w: %w", vdisk.ErrMoved, err)
+				} else {
+					p.o.Log.Error("extent cannot be read", "pool", p.o.Name, "segment", seg, "slot", slot, "err", err)
+				}
 				err = fmt.Errorf("%w: %w", vdisk.ErrDamaged, err)
 			default:
 				passing = err
@@ -133,6 +137,13 @@ func (p *Pool) fetchExtents(ctx context.Context, seg block.SegmentID, wants []fe
 			return
 		}
 	}
+}
+
+func (p *Pool) hasSegment(seg block.SegmentID) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, ok := p.segments[seg]
+	return ok
 }
 
 // tierExtents is the cache as the fetcher wants it.

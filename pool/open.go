@@ -68,6 +68,7 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 	}
 	p := newMaps(o)
 	p.buffers = segment.NewBuffers(banksMax * o.SegmentBytes * 3 / 2)
+	p.ops = make(chan struct{}, 1)
 	ro := root.Options{Targets: rootTargets(o.Targets), Log: o.Log}
 	if haveLog {
 		p.slotBytes = id.SlotBytes
@@ -103,6 +104,7 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 	if err != nil {
 		return nil, errors.Join(err, p.closeTier())
 	}
+	p.nameDisks()
 	o.warnOfRAM()
 	p.sweepCache()
 	pctx, cancel := context.WithCancel(context.Background())
@@ -119,7 +121,7 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 // newMaps is a pool of which nothing is open, with empty maps.
 func newMaps(o Options) *Pool {
 	p := &Pool{
-		o: o, disks: map[string]*vdisk.Disk{}, trees: map[block.DiskID]*densetree.Tree{}, nextDisk: 1,
+		o: o, disks: map[string]*vdisk.Disk{}, rows: map[block.DiskID]segment.DiskMeta{}, trees: map[block.DiskID]*densetree.Tree{}, nextDisk: 1,
 		segments: map[block.SegmentID]segment.Info{}, sick: map[block.TargetID]sickness{}, usage: extent.NewUsage(),
 	}
 	p.boots.init()

@@ -121,6 +121,11 @@ type Options struct {
 	Takeover bool   // take a pool that another owner holds; see Open
 	// CreateEmpty lets Open create the pool if the tier is empty and no target holds anything.
 	CreateEmpty bool
+	// DeleteGrace is how long an object stays stored once no checkpoint that the root names reaches it: readers that
+	// look at an older root find it that long; default 24 h.
+	DeleteGrace time.Duration
+	// UndeleteWindow is how long a deleted disk can be had back; default 24 h.
+	UndeleteWindow time.Duration
 	// RootTimeout is how long Open waits for the root before it serves from an intact log; default 5 s.
 	RootTimeout time.Duration
 	// RootLook is how long it waits instead if the owner of the tier's log is known to have been alive a moment
@@ -131,7 +136,8 @@ type Options struct {
 
 	// Tests make these small: entries of a map's level 0 and of a run, rows of a checkpoint's manifest.
 	mapLevel0, mapRun, tableRows int
-	publicationBytes             int // of one record of a publication; default 8 MiB
+	publicationBytes             int           // of one record of a publication; default 8 MiB
+	reclaimTick, reclaimRound    time.Duration // see reclaim; default a minute, and an eighth of DeleteGrace
 }
 
 func (o Options) withDefaults() Options {
@@ -169,6 +175,18 @@ func (o Options) withDefaults() Options {
 	}
 	if o.MaxDirtyAge == 0 {
 		o.MaxDirtyAge = 30 * time.Second
+	}
+	if o.DeleteGrace == 0 {
+		o.DeleteGrace = 24 * time.Hour
+	}
+	if o.UndeleteWindow == 0 {
+		o.UndeleteWindow = 24 * time.Hour
+	}
+	if o.reclaimTick == 0 {
+		o.reclaimTick = min(time.Minute, max(o.DeleteGrace/16, time.Second))
+	}
+	if o.reclaimRound == 0 {
+		o.reclaimRound = max(o.DeleteGrace/8, time.Minute)
 	}
 	if o.RootTimeout == 0 {
 		o.RootTimeout = 5 * time.Second
@@ -228,6 +246,9 @@ func (o Options) validate() error {
 	if o.Data < 1 || o.Data > 16 || o.Parity < 0 || o.Parity > 4 {
 		errs = append(errs, fmt.Errorf("stripe %d+%d: data must be 1 to 16 and parity 0 to 4", o.Data, o.Parity))
 	}
+	if o.DeleteGrace < 0 || o.UndeleteWindow < 0 {
+		errs = append(errs, fmt.Errorf("grace of %v and window of %v: must not be negative", o.DeleteGrace, o.UndeleteWindow))
+	}
 	if o.MaxExposure < 0 || o.MaxExposureAge < 0 || o.MaxExposureAge > 0 && o.MaxExposureAge <= o.MaxDirtyAge {
 		errs = append(errs, fmt.Errorf("exposure of at most %d bytes and %v: must not be negative, and the age above %v, the age of a cut", o.MaxExposure, o.MaxExposureAge, o.MaxDirtyAge))
 	}
@@ -264,8 +285,8 @@ type Pool struct {
 	logID     writeback.UUID
 	slotBytes int64 // of the tier, noted in the log it holds; 0 if not
 	epoch     atomic.Uint64
-	createMu  turn.Lock // one disk is created at a time
-	segMu     turn.Lock // one segment number is drawn at a time
+	ops       chan struct{} // holds a token while an operation on a disk is under way: one at a time
+	segMu     turn.Lock     // one segment number is drawn at a time
 
 	buffers    *segment.Buffers
 	foreground foreground
@@ -289,14 +310,18 @@ type Pool struct {
 	replaying  atomic.Bool
 	storedRuns atomic.Pointer[map[uint64]runRef] // the publisher's ckpt.runs, for readers
 
-	mu       sync.Mutex
-	disks    map[string]*vdisk.Disk // live, by name
-	trees    map[block.DiskID]*densetree.Tree
-	segments map[block.SegmentID]segment.Info
-	nextDisk block.DiskID
-	val      root.Value // as last committed or read; the publisher changes it
-	claimed  bool
-	sick     map[block.TargetID]sickness // targets that failed lately
+	mu            sync.Mutex
+	disks         map[string]*vdisk.Disk            // live, by name; made by nameDisks
+	rows          map[block.DiskID]segment.DiskMeta // the disk table as of the end of the log, deleted disks too
+	serving       bool                              // it is ours to change; until then recovery fills it
+	failedUploads []segment.Info                    // not told to the reclaimer yet
+	reclaimed     reclaimCounts
+	trees         map[block.DiskID]*densetree.Tree
+	segments      map[block.SegmentID]segment.Info
+	nextDisk      block.DiskID
+	val           root.Value // as last committed or read; the publisher changes it
+	claimed       bool
+	sick          map[block.TargetID]sickness // targets that failed lately
 
 	boots boots
 

@@ -93,14 +93,14 @@ func (p *Pool) openLocal(ctx context.Context, id writeback.Identity, view *root.
 // forget drops every map, before they are read from the targets instead.
 func (p *Pool) forget() {
 	p.closeMaps()
-	clear(p.disks)
+	clear(p.rows)
 	clear(p.trees)
 	clear(p.segments)
 	p.usage = extent.NewUsage()
 	clear(p.pub.disks)
 	p.nextDisk = 1
 	p.pub.cut, p.pub.cutCRC, p.pub.horizon, p.pub.nextSeg = 0, 0, 0, block.SegmentID(p.val.SegLimit)
-	p.pub.ckpt = checkpointer{}
+	p.pub.ckpt, p.pub.gone, p.pub.goneCut, p.pub.doomed, p.pub.nextDisk = checkpointer{}, nil, 0, nil, 1
 	p.storedRuns.Store(nil)
 }
 
@@ -345,5 +345,10 @@ func (p *Pool) loadTrees(s *snapshot, load func(runRef) (*densetree.Run, error),
 	}
 	p.pub.cut, p.pub.cutCRC, p.pub.horizon = s.Cut, s.CutCRC, writeback.Seq(s.Horizon)
 	p.nextDisk = max(p.nextDisk, block.DiskID(s.NextDisk))
+	p.pub.nextDisk = max(p.pub.nextDisk, block.DiskID(s.NextDisk))
+	p.pub.doomed, p.pub.gone, p.pub.goneCut = s.Doomed, s.Gone, s.GoneCut
+	for i := range p.pub.doomed { // read from the tier, or it holds what was read before it serves
+		p.pub.doomed[i].recorded = p.pub.doomed[i].Since != 0
+	}
 	return p.decodeUsage(s.Usage, get)
 }

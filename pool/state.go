@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"graindisk/block"
 	"graindisk/grains/segment"
@@ -115,10 +116,18 @@ type snapshot struct {
 	Usage    []runRef       `json:"usage,omitempty"`  // blobs of the usage table; without any it is recounted
 	Tables   []tableRef     `json:"tables,omitempty"` // published checkpoints: where the rest of the two is
 	Root     *root.Value    `json:"root,omitempty"`   // local checkpoints: the root as last committed
+	// What is to be deleted, and what the newest record with a Gone says, and of which cut it is: see reclaim.
+	Doomed  []doomed      `json:"doomed,omitempty"`
+	Gone    *segment.Gone `json:"gone,omitempty"`
+	GoneCut uint64        `json:"gone_cut,omitempty"`
 }
 
-// The first release wrote format 1, without tables and files, and reads nothing newer.
-const snapshotFormat = 2
+// The first release wrote format 1, without tables and files, and reads nothing newer. Format 3 has deleted disks
+// and what is to be deleted; a snapshot without them stays of format 2.
+const (
+	snapshotFormat    = 2
+	snapshotFormatMax = 3
+)
 
 type diskState struct {
 	Disk block.DiskID     `json:"disk"`
@@ -156,7 +165,13 @@ func (p *Pool) snapshotNow(v mapsView, place func(*densetree.Run) (runRef, error
 			d.Runs = append(d.Runs, ref)
 		}
 		s.Disks = append(s.Disks, d)
-		s.NextDisk = max(s.NextDisk, uint32(id)+1)
+		if d.Meta.Flags&segment.DiskDeleted != 0 {
+			s.Format = snapshotFormatMax
+		}
+	}
+	s.NextDisk = uint32(p.pub.nextDisk)
+	if s.Doomed, s.Gone, s.GoneCut = slices.Clone(p.pub.doomed), p.pub.gone, p.pub.goneCut; len(s.Doomed) > 0 || s.Gone != nil {
+		s.Format = snapshotFormatMax
 	}
 	s.sort()
 	var err error
@@ -262,8 +277,8 @@ func decodeSnapshot(b []byte) (*snapshot, error) {
 	if err := json.Unmarshal(b, s); err != nil {
 		return nil, fmt.Errorf("snapshot: %w", err)
 	}
-	if s.Format < 1 || s.Format > snapshotFormat {
-		return nil, fmt.Errorf("snapshot format %d; this gateway reads up to %d: %w", s.Format, snapshotFormat, writeback.ErrNewer)
+	if s.Format < 1 || s.Format > snapshotFormatMax {
+		return nil, fmt.Errorf("snapshot format %d; this gateway reads up to %d: %w", s.Format, snapshotFormatMax, writeback.ErrNewer)
 	}
 	return s, validSegments(s.Segments)
 }

@@ -72,6 +72,7 @@ func (p *Pool) storeBank(ctx context.Context, b *bank, rec *segment.CutRecord) (
 		if err := wait.sleep(ctx); err != nil {
 			return storedSegment{}, err
 		}
+		p.uploadFailed(sealed.Info) // its number is not used again
 		next, err := p.refill(ctx, b)
 		if next != nil {
 			b = next

@@ -283,7 +283,15 @@ type SpaceStatus struct {
 	Segments        int    `json:"segments"`
 	DeadSegments    int    `json:"dead_segments"`    // with nothing alive in them
 	DamagedSegments int    `json:"damaged_segments"` // with counts that contradicted the maps
-	Error           string `json:"error,omitempty"`  // the first contradiction found
+	// Doomed are dead segments that no map knows any more: they are deleted from the targets once no checkpoint
+	// has named them for the grace period.
+	DoomedSegments int    `json:"doomed_segments"`
+	DoomedBytes    uint64 `json:"doomed_bytes"`
+	// Reclaimed is what was deleted since the pool was opened.
+	ReclaimedSegments int    `json:"reclaimed_segments"`
+	ReclaimedBytes    uint64 `json:"reclaimed_bytes"`
+	ReclaimedObjects  int    `json:"reclaimed_objects"` // of checkpoints
+	Error             string `json:"error,omitempty"`   // the first contradiction found
 }
 
 func (p *Pool) spaceStatus() SpaceStatus {
@@ -293,6 +301,11 @@ func (p *Pool) spaceStatus() SpaceStatus {
 		DeadBytes: (t.Blocks - t.LiveBlocks - t.TrappedBlocks) * block.Size,
 		Segments:  t.Segments, DeadSegments: t.DeadSegments, DamagedSegments: t.Damaged,
 	}
+	p.mu.Lock()
+	r := p.reclaimed
+	p.mu.Unlock()
+	s.DoomedSegments, s.DoomedBytes = r.doomedSegments, r.doomedBytes
+	s.ReclaimedSegments, s.ReclaimedBytes, s.ReclaimedObjects = r.segments, r.bytes, r.objects
 	if g := p.usageErr.Load(); g != nil {
 		s.Error = g.err.Error()
 	}

@@ -81,7 +81,10 @@ type Options struct {
 // Disk is one open disk. All methods are safe for concurrent use.
 type Disk struct {
 	o     Options
-	size  atomic.Int64
+	name  atomic.Pointer[string]
+	size  atomic.Int64 // changes with all locks held
+	gone  atomic.Pointer[error]
+	users atomic.Int64
 	ahead streams
 	locks [lockStripes]turn.RWLock // see lockSet
 }
@@ -89,6 +92,7 @@ type Disk struct {
 // New returns the disk that o describes.
 func New(o Options) *Disk {
 	d := &Disk{o: o}
+	d.name.Store(&o.Name)
 	d.size.Store(o.Size)
 	return d
 }
@@ -97,7 +101,7 @@ func New(o Options) *Disk {
 func (d *Disk) ID() block.DiskID { return d.o.ID }
 
 // Name is the disk's name, unique in the gateway.
-func (d *Disk) Name() string { return d.o.Name }
+func (d *Disk) Name() string { return *d.name.Load() }
 
 // Size is the disk's length in bytes.
 func (d *Disk) Size() int64 { return d.size.Load() }
@@ -106,7 +110,7 @@ func (d *Disk) Size() int64 { return d.size.Load() }
 func (d *Disk) ReadOnly() bool { return false }
 
 // Description is a line for clients that ask what an export is.
-func (d *Disk) Description() string { return "disk " + d.o.Name }
+func (d *Disk) Description() string { return "disk " + d.Name() }
 
 // Tree is the disk's map of published blocks.
 func (d *Disk) Tree() *densetree.Tree { return d.o.Tree }
@@ -114,11 +118,11 @@ func (d *Disk) Tree() *densetree.Tree { return d.o.Tree }
 // Flush makes every write that returned before it was called, on any connection, stable on the
 // local tier.
 func (d *Disk) Flush(ctx context.Context) error {
-	if err := d.o.Gate(); err != nil {
+	if err := d.open(); err != nil {
 		return err
 	}
 	if err := d.o.Log.Sync(ctx); err != nil {
-		return fmt.Errorf("flush disk %s: %w", d.o.Name, err)
+		return fmt.Errorf("flush disk %s: %w", d.Name(), err)
 	}
 	return nil
 }
@@ -129,11 +133,24 @@ func (d *Disk) BeginFlush() { d.o.Log.BeginSync() }
 
 // check refuses ranges that leave the disk.
 func (d *Disk) check(off, length int64) error {
-	if err := d.o.Gate(); err != nil {
+	if err := d.open(); err != nil {
 		return err
 	}
+	return d.within(off, length)
+}
+
+// open fails if the disk takes no requests any more.
+func (d *Disk) open() error {
+	if err := d.gone.Load(); err != nil {
+		return *err
+	}
+	return d.o.Gate()
+}
+
+// within refuses ranges that leave the disk as it is now.
+func (d *Disk) within(off, length int64) error {
 	if size := d.size.Load(); off < 0 || length < 0 || off > size || length > size-off {
-		return fmt.Errorf("disk %s: %d bytes at %d of %d: %w", d.o.Name, length, off, size, ErrRange)
+		return fmt.Errorf("disk %s: %d bytes at %d of %d: %w", d.Name(), length, off, size, ErrRange)
 	}
 	return nil
 }

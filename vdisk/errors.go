@@ -14,6 +14,10 @@ var (
 	ErrReadOnly = errors.New("disk is read-only")
 	// ErrFull means a quota is exhausted (ENOSPC).
 	ErrFull = errors.New("quota exhausted")
+	// ErrDeleted means that the disk was deleted while it was in use (ESHUTDOWN).
+	ErrDeleted = errors.New("disk is deleted")
+	// ErrMoved means that what the map named is not stored any more: nothing maps it now, unless it is damage.
+	ErrMoved = errors.New("extent is no longer stored")
 	// ErrDamaged means stored bytes failed their checksum and cannot be rebuilt (EIO).
 	ErrDamaged = errors.New("stored data is damaged")
 )

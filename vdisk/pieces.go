@@ -3,6 +3,7 @@ package vdisk
 import (
 	"cmp"
 	"context"
+	"errors"
 	"slices"
 
 	"graindisk/block"
@@ -75,6 +76,9 @@ func (d *Disk) ReadPieces(ctx context.Context, p []byte, off int64, ready func([
 		parts = append(parts[:0], local...) // at the first call, and never again
 		local = nil
 		for _, x := range done {
+			if errors.Is(x.Err, ErrMoved) {
+				continue
+			}
 			told[x.Piece] = true
 			parts = append(parts, missing[x.Piece].part(x.Err))
 		}
@@ -83,7 +87,12 @@ func (d *Disk) ReadPieces(ctx context.Context, p []byte, off int64, ready func([
 	parts = append(parts[:0], local...)
 	for i := range missing {
 		if !told[i] {
-			parts = append(parts, missing[i].part(err))
+			pieceErr := err
+			if err == nil { // it moved: the map is looked up again
+				m := &missing[i]
+				pieceErr = d.Read(ctx, m.Dst, (int64(lba)*block.Size)+int64(m.at))
+			}
+			parts = append(parts, missing[i].part(pieceErr))
 		}
 	}
 	tell(parts)

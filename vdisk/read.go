@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"graindisk/block"
@@ -38,14 +39,27 @@ func (d *Disk) Read(ctx context.Context, p []byte, off int64) error {
 	return aligned(p, off, func(lba block.LBA, q []byte) error {
 		missing, err := d.readMending(ctx, lba, q, nil)
 		d.observe(off, int64(len(p)), len(missing) > 0)
-		if err != nil || len(missing) == 0 {
-			return err
+		for err == nil && len(missing) > 0 {
+			if err = d.o.Extents.Read(ctx, missing, nil); err == nil {
+				return nil
+			}
+			err = fmt.Errorf("disk %s: %w", d.Name(), err)
+			if !errors.Is(err, ErrMoved) {
+				return err
+			}
+			again, lookErr := d.readMending(ctx, lba, q, nil)
+			if lookErr == nil && sameExtents(missing, again) {
+				return err
+			}
+			missing, err = again, lookErr
 		}
-		if err := d.o.Extents.Read(ctx, missing, nil); err != nil {
-			return fmt.Errorf("disk %s: %w", d.o.Name, err)
-		}
-		return nil
+		return err
 	})
+}
+
+// sameExtents tells whether the map names what it named before: then what is not stored is missing.
+func sameExtents(a, b []Piece) bool {
+	return slices.EqualFunc(a, b, func(x, y Piece) bool { return x.ID == y.ID && x.at == y.at })
 }
 
 // readMending is readLocal that has a damaged map mended on the way.
@@ -109,7 +123,7 @@ func (d *Disk) readLocal(lba block.LBA, q []byte, have map[block.ExtentID][]byte
 	err := d.o.Log.ReadBlocks(d.o.ID, lba, found, q)
 	pins.Release()
 	if err != nil {
-		return nil, fmt.Errorf("disk %s: %w", d.o.Name, err)
+		return nil, fmt.Errorf("disk %s: %w", d.Name(), err)
 	}
 	var missing []Piece
 	for i := 0; i < n; {
@@ -155,7 +169,7 @@ func (d *Disk) readMapped(lba block.LBA, q []byte, i, j int, have map[block.Exte
 	case err == nil:
 		return missing, nil
 	case errors.Is(err, densetree.ErrClosed):
-		return nil, fmt.Errorf("disk %s: %w", d.o.Name, ErrClosed)
+		return nil, fmt.Errorf("disk %s: %w", d.Name(), ErrClosed)
 	}
-	return nil, fmt.Errorf("disk %s: map: %w: %w", d.o.Name, ErrDamaged, err)
+	return nil, fmt.Errorf("disk %s: map: %w: %w", d.Name(), ErrDamaged, err)
 }

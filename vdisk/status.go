@@ -100,9 +100,9 @@ func (d *Disk) mapped(ctx context.Context, lba, end block.LBA, fn func(densetree
 		switch pe := d.mendable(err); {
 		case err == nil || pe != nil && d.o.MendMap(ctx, pe) == nil: // on from where it stopped
 		case errors.Is(err, densetree.ErrClosed):
-			return false, fmt.Errorf("disk %s: %w", d.o.Name, ErrClosed)
+			return false, fmt.Errorf("disk %s: %w", d.Name(), ErrClosed)
 		default:
-			return false, fmt.Errorf("disk %s: map: %w: %w", d.o.Name, ErrDamaged, err)
+			return false, fmt.Errorf("disk %s: map: %w: %w", d.Name(), ErrDamaged, err)
 		}
 	}
 	return more, nil
@@ -157,7 +157,7 @@ func (d *Disk) Prefetch(ctx context.Context, off, n int64) error {
 			continue
 		}
 		if err := d.o.Extents.Read(ctx, missing, nil); err != nil {
-			return fmt.Errorf("disk %s: %w", d.o.Name, err)
+			return fmt.Errorf("disk %s: %w", d.Name(), err)
 		}
 	}
 	return nil

@@ -2,6 +2,7 @@ package vdisk
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/bits"
 	"sync"
@@ -39,7 +40,7 @@ func (d *Disk) Write(ctx context.Context, ops []Op, stable bool) error {
 	for len(ops) > 0 {
 		n, err := d.writeSome(ctx, ops)
 		if err != nil {
-			return fmt.Errorf("write to disk %s: %w", d.o.Name, err)
+			return fmt.Errorf("write to disk %s: %w", d.Name(), err)
 		}
 		ops = ops[n:]
 	}
@@ -98,6 +99,9 @@ func (d *Disk) writeSome(ctx context.Context, ops []Op) (int, error) {
 	}
 	d.lock(locks, false)
 	defer d.unlock(locks, false)
+	if err := d.unchanged(ops[:n]); err != nil {
+		return 0, err
+	}
 	_, err := d.o.Log.Append(ctx, recs)
 	return n, err
 }
@@ -117,7 +121,7 @@ func (d *Disk) writePartial(ctx context.Context, op Op) error {
 	locks.add(first, uint64(end-first))
 	edges := getBuffer(2 * block.Size)
 	defer putBuffer(edges)
-	have := map[block.ExtentID][]byte{}
+	have, moved := map[block.ExtentID][]byte{}, map[block.ExtentID]bool{}
 	for {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -133,7 +137,12 @@ func (d *Disk) writePartial(ctx context.Context, op Op) error {
 		// only if the map still names the same extents; those never change.
 		for _, m := range missing {
 			buf := make([]byte, m.Orig*block.Size)
-			if err := d.o.Extents.Read(ctx, []Piece{{Disk: d.o.ID, ID: m.ID, Orig: m.Orig, Dst: buf}}, nil); err != nil {
+			err := d.o.Extents.Read(ctx, []Piece{{Disk: d.o.ID, ID: m.ID, Orig: m.Orig, Dst: buf}}, nil)
+			if errors.Is(err, ErrMoved) && !moved[m.ID] {
+				moved[m.ID] = true // the next try looks the map up again
+				continue
+			}
+			if err != nil {
 				return err
 			}
 			have[m.ID] = buf
@@ -149,6 +158,9 @@ func (d *Disk) tryPartial(ctx context.Context, op Op, locks lockSet, edges []byt
 	}
 	d.lock(locks, true)
 	defer d.unlock(locks, true)
+	if err := d.unchanged([]Op{op}); err != nil {
+		return nil, err
+	}
 	recs := make([]writeback.Record, 0, 3)
 	edge := func(lba block.LBA, buf []byte) ([]Piece, error) {
 		missing, err := d.readLocal(lba, buf, have, nil)

@@ -97,7 +97,7 @@ func errnoOf(cmd proto.Cmd, err error) (code proto.Errno, ok bool) {
 		return proto.OK, true
 	case errors.Is(err, vdisk.ErrClosed):
 		return 0, false
-	case errors.Is(err, vdisk.ErrFenced):
+	case errors.Is(err, vdisk.ErrFenced), errors.Is(err, vdisk.ErrDeleted):
 		return proto.ESHUTDOWN, true
 	case errors.Is(err, vdisk.ErrRange):
 		return rangeErrno(cmd), true

@@ -25,7 +25,7 @@ const (
 //  1. if Meta names a version not seen before, it starts empty, or with the map of Meta.Parent;
 //  2. Unmaps become holes;
 //  3. the extents of the cut's segments are entered (of two on one block the higher Seq wins);
-//  4. the rest of Meta takes effect: name, size, flags.
+//  4. the rest of Meta takes effect: name, size, flags; with DiskDropped the whole version becomes a hole.
 //
 // A Parent is a lower DiskID, so it is complete when step 1 copies it. All of it may be applied again.
 //
@@ -65,10 +65,18 @@ type DiskMeta struct {
 	Parent    block.DiskID `json:"parent,omitempty"` // the version this one started from; 0 = empty
 	// BaseVersion is room for a version whose missing blocks are read elsewhere (migration); 0.
 	BaseVersion uint64 `json:"base_version,omitempty"`
+	// DeletedAt is when a version with DiskDeleted was deleted, in seconds since 1970; else 0.
+	DeletedAt int64 `json:"deleted_at,omitempty"`
 }
 
-// DiskDeleted in DiskMeta.Flags takes the version out of the table.
-const DiskDeleted = 1
+// Bits of DiskMeta.Flags.
+const (
+	// DiskDeleted takes the version out of the table: its name is free, its map is kept.
+	DiskDeleted = 1
+	// DiskDropped, with DiskDeleted, drops the map: all of the version is a hole from here on, what the same
+	// cut holds of it included. The row stays, to tell that there was such a disk.
+	DiskDropped = 2
+)
 
 // AllSegments is every segment of the cut, last being the one the record was read from.
 func (r *CutRecord) AllSegments(last Info) []Info {
@@ -82,6 +90,10 @@ func (r *CutRecord) CRC() uint32 {
 	return le.Uint32(b[len(b)-crcBytes:])
 }
 
+// cutFlagDeletedAt is the flag of a record whose rows say when they were deleted; those of a record without have no
+// such field, so that what the first releases wrote stays as it is.
+const cutFlagDeletedAt = 2
+
 // Bits of a disk change.
 const (
 	changeUnmaps = 1 << iota
@@ -94,7 +106,12 @@ func (r *CutRecord) Append(b []byte) []byte {
 	start := len(b)
 	var flags uint16
 	if r.Gone != nil {
-		flags = cutFlagGone
+		flags |= cutFlagGone
+	}
+	for _, d := range r.Disks {
+		if d.Meta != nil && d.Meta.DeletedAt != 0 {
+			flags |= cutFlagDeletedAt
+		}
 	}
 	b = appendPreamble(b, cutMagic, flags)
 	b = le.AppendUint64(b, r.Epoch)
@@ -111,7 +128,7 @@ func (r *CutRecord) Append(b []byte) []byte {
 	b = binary.AppendUvarint(b, uint64(len(r.Disks)))
 	var prev block.DiskID
 	for _, d := range r.Disks {
-		b = d.append(b, prev)
+		b = d.append(b, prev, flags)
 		prev = d.Disk
 	}
 	if r.Gone != nil {
@@ -120,7 +137,7 @@ func (r *CutRecord) Append(b []byte) []byte {
 	return seal(b, start)
 }
 
-func (d *DiskChange) append(b []byte, prev block.DiskID) []byte {
+func (d *DiskChange) append(b []byte, prev block.DiskID, flags uint16) []byte {
 	b = binary.AppendUvarint(b, uint64(d.Disk-prev))
 	var bits uint8
 	if len(d.Unmaps) > 0 {
@@ -146,13 +163,16 @@ func (d *DiskChange) append(b []byte, prev block.DiskID) []byte {
 		b = binary.AppendUvarint(b, uint64(m.Flags))
 		b = binary.AppendUvarint(b, uint64(m.Parent))
 		b = binary.AppendUvarint(b, m.BaseVersion)
+		if flags&cutFlagDeletedAt != 0 {
+			b = binary.AppendUvarint(b, uint64(m.DeletedAt))
+		}
 	}
 	return b
 }
 
 // DecodeCutRecord decodes exactly one record. The result does not alias b.
 func DecodeCutRecord(b []byte) (*CutRecord, error) {
-	flags, c, err := open(b, "cut record", cutMagic, cutFlagGone, cutBytesMin)
+	flags, c, err := open(b, "cut record", cutMagic, cutFlagGone|cutFlagDeletedAt, cutBytesMin)
 	if err != nil {
 		return nil, err
 	}
@@ -169,13 +189,16 @@ func DecodeCutRecord(b []byte) (*CutRecord, error) {
 	if n := c.count(1<<30, diskBytesMin); n > 0 {
 		r.Disks = make([]DiskChange, 0, min(n, 1024))
 		for range n {
-			if r.Disks = append(r.Disks, c.diskChange(r.Disks)); c.err != nil {
+			if r.Disks = append(r.Disks, c.diskChange(r.Disks, flags)); c.err != nil {
 				return nil, c.err
 			}
 		}
 	}
 	if flags&cutFlagGone != 0 {
 		r.Gone = c.gone()
+	}
+	if flags&cutFlagDeletedAt != 0 && !slices.ContainsFunc(r.Disks, func(d DiskChange) bool { return d.Meta != nil && d.Meta.DeletedAt != 0 }) {
+		c.fail("no row says when it was deleted, where one is meant to")
 	}
 	if err := c.end(); err != nil {
 		return nil, err
@@ -187,7 +210,7 @@ func DecodeCutRecord(b []byte) (*CutRecord, error) {
 }
 
 // diskChange reads the inverse of DiskChange.append; before are those already read.
-func (c *cursor) diskChange(before []DiskChange) DiskChange {
+func (c *cursor) diskChange(before []DiskChange, flags uint16) DiskChange {
 	var d DiskChange
 	if len(before) > 0 {
 		d.Disk = before[len(before)-1].Disk
@@ -221,6 +244,9 @@ func (c *cursor) diskChange(before []DiskChange) DiskChange {
 			Parent:      block.DiskID(c.uvarint(1<<32 - 1)),
 			BaseVersion: c.uvarint(1<<64 - 1),
 		}
+		if flags&cutFlagDeletedAt != 0 {
+			d.Meta.DeletedAt = int64(c.uvarint(1<<63 - 1))
+		}
 	}
 	return d
 }
@@ -247,6 +273,9 @@ func (r *CutRecord) validate() error {
 				return fmt.Errorf("cut record: disk %d: unmap of %d blocks at %d, after one that ends at %d", d.Disk, u.Blocks, u.LBA, end)
 			}
 			end = uint64(u.LBA) + u.Blocks
+		}
+		if m := d.Meta; m != nil && m.DeletedAt < 0 {
+			return fmt.Errorf("cut record: disk %d was deleted at %d", d.Disk, m.DeletedAt)
 		}
 		if m := d.Meta; m != nil && (m.Parent >= d.Disk || len(m.Name) > diskNameBytesMax) {
 			return fmt.Errorf("cut record: disk %d: parent %d, name of %d bytes", d.Disk, m.Parent, len(m.Name))

@@ -25,6 +25,8 @@ var Catalogue = []Plant{
 	{"root: maps of a copy that was never committed", "pool/open.go", "a fresh host builds on the copy it surveyed, not on what its claim adopted"},
 	{"cut: on record before the root", "pool/cut.go", "the tier says that a cut is published before it is"},
 	{"cut: unmaps after the blocks", "pool/cut.go", "an unmap hides what was written after it in the same cut"},
+	{"reclaim: before the commit", "pool/checkpoint.go", "dead segments go while the root still names a checkpoint that has them"},
+	{"reclaim: a segment one checkpoint still names", "pool/reclaim.go", "only the newest checkpoint counts when segments go"},
 	{"segment: a failed shard counts as stored", "pool/upload.go", "a stripe is announced with a shard missing"},
 	{"root: committed by one copy", "pool/root/claim.go", "a value counts as committed when one target has it"},
 	{"recovery: what it read is not synced", "writeback/recover.go", "a power cut takes what a process crash had left"},
