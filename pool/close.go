@@ -51,6 +51,7 @@ func (p *Pool) Close(ctx context.Context) error {
 	p.endBoots()
 	perr := p.Publish(ctx)
 	p.pub.cancel()
+	p.endScrubs()
 	if perr != nil {
 		p.log.StopWaiting() // the publisher may be at it
 	}
@@ -115,6 +116,7 @@ type Status struct {
 	Buffers               segment.BufferStats `json:"buffers"`  // memory of segments on their way
 	Targets               []TargetStatus      `json:"targets"`
 	Tier                  TierStatus          `json:"tier"`
+	Scrub                 ScrubStatus         `json:"scrub"`
 	Reads                 ReadCounts          `json:"-"`
 }
 
@@ -165,7 +167,7 @@ func (p *Pool) Status() Status {
 	}
 	v := p.value()
 	s.PublishedCut = v.Cut
-	s.Space = p.spaceStatus()
+	s.Space, s.Scrub = p.spaceStatus(), p.scrubStatus()
 	s.Stripe = fmt.Sprintf("%d+%d", v.Stripe.Data, v.Stripe.Parity)
 	p.mu.Lock()
 	defer p.mu.Unlock()
