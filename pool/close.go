@@ -54,6 +54,7 @@ func (p *Pool) Close(ctx context.Context) error {
 		perr = p.Publish(ctx)
 	}
 	p.pub.cancel()
+	p.endScrubs()
 	if perr != nil {
 		p.log.StopWaiting() // the publisher may be at it
 	}
@@ -118,6 +119,7 @@ type Status struct {
 	Buffers               segment.BufferStats `json:"buffers"`  // memory of segments on their way
 	Targets               []TargetStatus      `json:"targets"`
 	Tier                  TierStatus          `json:"tier"`
+	Scrub                 ScrubStatus         `json:"scrub"`
 	Reads                 ReadCounts          `json:"-"`
 }
 
@@ -168,7 +170,7 @@ func (p *Pool) Status() Status {
 	}
 	v := p.value()
 	s.PublishedCut = v.Cut
-	s.Space = p.spaceStatus()
+	s.Space, s.Scrub = p.spaceStatus(), p.scrubStatus()
 	s.Stripe = fmt.Sprintf("%d+%d", v.Stripe.Data, v.Stripe.Parity)
 	p.mu.Lock()
 	defer p.mu.Unlock()

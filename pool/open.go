@@ -80,6 +80,7 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 	}
 	p.reader = segment.NewReader(segment.ReaderOptions{
 		Targets: p.segmentStore, IndexCacheBytes: o.IndexBytes, Indexes: tierIndexes{p}, Avoid: p.avoided, Log: o.Log,
+		OnDegraded: p.metDamaged,
 	})
 
 	view, err := p.readRoot(ctx, haveLog)
@@ -109,7 +110,9 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 	p.sweepCache()
 	pctx, cancel := context.WithCancel(context.Background())
 	p.pub.cancel, p.pub.done, p.pub.local = cancel, make(chan struct{}), make(chan struct{})
+	p.scrubs.init(pctx.Done())
 	p.ahead.Go(func() { p.warmUp(pctx) })
+	p.keepScrubbing(pctx)
 	go p.publish(pctx)
 	go func() {
 		defer close(p.pub.local)

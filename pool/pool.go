@@ -132,7 +132,14 @@ type Options struct {
 	// ago, so that the pool cannot have gone to another meanwhile; default RootTimeout. Where the log alone
 	// is not enough Open waits for RootTimeout all the same.
 	RootLook time.Duration
-	Log      *slog.Logger
+	// ScrubPeriod is the time in which everything on the targets is read and checked once, in the background;
+	// 0 = never by itself. ScrubRate bounds that, and the repair of what reads find damaged; bytes per
+	// second, default 32 MiB.
+	ScrubPeriod time.Duration
+	ScrubRate   int64
+	// RepairReads has shards that a read finds damaged or missing examined and repaired in the background.
+	RepairReads bool
+	Log         *slog.Logger
 
 	// Tests make these small: entries of a map's level 0 and of a run, rows of a checkpoint's manifest.
 	mapLevel0, mapRun, tableRows int
@@ -164,6 +171,7 @@ func (o Options) withDefaults() Options {
 	def(&o.BootBytes, 256<<20)
 	def(&o.MapBytes, 16<<20)
 	def(&o.CheckpointBytes, 16<<20)
+	def(&o.ScrubRate, scrubRateUsed)
 	if o.tableRows == 0 {
 		o.tableRows = tableRowsMax
 	}
@@ -323,7 +331,8 @@ type Pool struct {
 	claimed       bool
 	sick          map[block.TargetID]sickness // targets that failed lately
 
-	boots boots
+	boots  boots
+	scrubs scrubs
 
 	pub publisher // owned by the publisher goroutine
 }
