@@ -542,6 +542,7 @@ func holesOf(ch segment.DiskChange) []densetree.Entry {
 	}
 	return holes
 }
+
 // diskBlocksMax is the length of the longest disk.
 const diskBlocksMax = 64 << 40 / block.Size
 
