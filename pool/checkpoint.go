@@ -151,7 +151,7 @@ func (p *Pool) publishCheckpoint(ctx context.Context) error {
 		body = append(body, b...)
 		return ref, nil
 	}
-	view := p.mapsNow()
+	view, change := p.mapsAtRest()
 	defer view.release()
 	s, err := p.snapshotNow(view, func(r *densetree.Run) (runRef, error) {
 		ref, ok := p.pub.ckpt.runs[r.ID]
@@ -202,6 +202,7 @@ func (p *Pool) publishCheckpoint(ctx context.Context) error {
 	}
 	p.pub.ckpt.n = n
 	p.setStored(next)
+	p.repair.published(change)
 	p.o.Log.Info("checkpoint published", "pool", p.o.Name, "cut", s.Cut, "n", n)
 	return nil
 }

@@ -331,6 +331,9 @@ func (p *Pool) commitCuts(ctx context.Context, cuts <-chan *pendingCut) (err err
 		if err == nil && c.f != nil {
 			err = p.publishCut(ctx, c)
 		}
+		if err == nil {
+			err = p.checkpointIfWanted(ctx)
+		}
 		if err != nil {
 			p.dropCut(c)
 			p.failed(ctx, err)

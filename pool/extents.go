@@ -89,9 +89,7 @@ func (p *Pool) fetchExtents(ctx context.Context, seg block.SegmentID, wants []fe
 			got(i, nil, err) // those told already stay as they are
 		}
 	}
-	p.mu.Lock()
-	info, ok := p.segments[seg]
-	p.mu.Unlock()
+	info, ok := p.segmentInfo(seg)
 	if !ok {
 		fail(fmt.Errorf("segment %d is not in the pool's table: %w", seg, vdisk.ErrDamaged))
 		return
@@ -131,6 +129,9 @@ func (p *Pool) fetchExtents(ctx context.Context, seg block.SegmentID, wants []fe
 		if err := wait.sleep(ctx); err != nil {
 			fail(err)
 			return
+		}
+		if now, ok := p.segmentInfo(seg); ok { // a shard may have been restored elsewhere
+			info = now
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -71,6 +72,7 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 		segments: map[block.SegmentID]segment.Info{}, sick: map[block.TargetID]sickness{}, usage: extent.NewUsage(),
 	}
 	p.boots.init()
+	p.repair.init()
 	p.pub, p.buffers = newPublisher(), segment.NewBuffers(banksMax*o.SegmentBytes*3/2)
 	ro := root.Options{Targets: rootTargets(o.Targets), Log: o.Log}
 	if haveLog {
@@ -115,7 +117,10 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 	go p.publish(pctx)
 	go func() {
 		defer close(p.pub.local)
+		var repairing sync.WaitGroup
+		repairing.Go(func() { p.keepRepaired(pctx) })
 		p.keepLocal(pctx)
+		repairing.Wait()
 	}()
 	return p, nil
 }

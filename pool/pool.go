@@ -129,9 +129,14 @@ type Options struct {
 	RootLook time.Duration
 	Log      *slog.Logger
 
+	// RepairRate bounds the repair in the background, in bytes of restored shards per second; default 32 MiB,
+	// negative for none: see Repair.
+	RepairRate int64
+
 	// Tests make these small: entries of a map's level 0 and of a run, rows of a checkpoint's manifest.
 	mapLevel0, mapRun, tableRows int
 	publicationBytes             int // of one record of a publication; default 8 MiB
+	repairPoll                   time.Duration
 }
 
 func (o Options) withDefaults() Options {
@@ -163,6 +168,10 @@ func (o Options) withDefaults() Options {
 	}
 	if o.publicationBytes == 0 {
 		o.publicationBytes = publicationBytesFull
+	}
+	def(&o.RepairRate, 32<<20)
+	if o.repairPoll == 0 {
+		o.repairPoll = repairPoll
 	}
 	if o.CheckpointCuts == 0 {
 		o.CheckpointCuts = 128
@@ -298,7 +307,8 @@ type Pool struct {
 	claimed  bool
 	sick     map[block.TargetID]sickness // targets that failed lately
 
-	boots boots
+	boots  boots
+	repair repairer
 
 	pub publisher // owned by the publisher goroutine
 }

@@ -115,6 +115,8 @@ type snapshot struct {
 	Usage    []runRef       `json:"usage,omitempty"`  // blobs of the usage table; without any it is recounted
 	Tables   []tableRef     `json:"tables,omitempty"` // published checkpoints: where the rest of the two is
 	Root     *root.Value    `json:"root,omitempty"`   // local checkpoints: the root as last committed
+	// Moved, in local checkpoints: segments with shards in places that no published checkpoint has yet.
+	Moved []block.SegmentID `json:"moved,omitempty"`
 }
 
 // The first release wrote format 1, without tables and files, and reads nothing newer.
@@ -199,7 +201,7 @@ func (p *Pool) encodeState(v mapsView) ([]byte, error) {
 		return nil, err
 	}
 	val := p.value()
-	s.Root = &val
+	s.Root, s.Moved = &val, p.repair.notPublished()
 	head, err := json.Marshal(s)
 	if err != nil {
 		return nil, err
@@ -247,6 +249,9 @@ func (p *Pool) loadState(b []byte) error {
 		return densetree.DecodeRun(b)
 	}, get)
 	p.setStored(stored)
+	for _, id := range s.Moved {
+		p.repair.moved(id)
+	}
 	p.pub.ckpt.old = true
 	if err != nil {
 		return err
