@@ -108,7 +108,7 @@ func (r *Register) Commit(ctx context.Context, v Value) error {
 	if t == nil {
 		return fmt.Errorf("commit root: %w", r.lost)
 	}
-	err := errors.Join(v.validate(), v.checkSuccessor(t.val), v.Cfg.checkSuccessor(t.val.Cfg))
+	err := errors.Join(v.validate(), v.checkSuccessor(t.val), r.rules.follows(v.Cfg, t.val.Cfg))
 	if t.unknown && v.Cfg.No != t.val.Cfg.No { // a second change before the first has settled could split the quorum
 		err = errors.Join(err, fmt.Errorf("config %d follows config %d, whose outcome is unknown", v.Cfg.No, t.val.Cfg.No))
 	}
@@ -179,7 +179,7 @@ func (r *Register) propose(ctx context.Context, t *tenure, v Value) error {
 		if planted.Bug("root: committed by one copy") {
 			return count(as).best != nil
 		}
-		return t.cfg.Quorum(has) && v.Cfg.Quorum(has)
+		return r.rules.quorum(t.cfg, v.Cfg, has)
 	}
 	settled := func(as []answer) bool { return committed(as) || count(as).refused }
 	answers := r.ask(ctx, settled, func(ctx context.Context, tg *target) answer {

@@ -37,7 +37,7 @@ type Copy struct {
 	Member   string `json:"member"` // uuid
 	Promised Ballot `json:"promised"`
 	Accepted Ballot `json:"accepted"`
-	Ver      uint64 `json:"ver"` // of the value; rises along a tenure and from tenure to tenure
+	Ver      uint64 `json:"ver"` // of the value, from 1; rises along a tenure and from tenure to tenure; 0: Seeded
 	Val      Value  `json:"value"`
 	Nonce    string `json:"nonce"`
 }
@@ -113,6 +113,9 @@ func Decode(body []byte) (Copy, error) {
 		return Copy{}, fmt.Errorf("%w: pool %q, member %q, accepted epoch %d, promised %d",
 			ErrDamaged, c.Pool, c.Member, c.Accepted.Epoch, c.Promised.Epoch)
 	}
+	if c.Seeded() && c.Accepted != (Ballot{}) {
+		return Copy{}, fmt.Errorf("%w: version 0 accepted in epoch %d", ErrDamaged, c.Accepted.Epoch)
+	}
 	if err := c.Val.validate(); errors.Is(err, ErrNewer) {
 		return Copy{}, err
 	} else if err != nil {
@@ -169,7 +172,11 @@ func Describe(w io.Writer, body []byte) error {
 	ballot := func(b Ballot) string { return "epoch " + strconv.FormatUint(b.Epoch, 10) + " by " + b.Claimant }
 	line("root", "format %d, pool %s, copy of member %s", format, c.Pool, c.Member)
 	line("promised", "%s", ballot(c.Promised))
-	line("accepted", "%s, version %d", ballot(c.Accepted), c.Ver)
+	if c.Seeded() {
+		line("accepted", "nothing yet: the seed of a new member; what follows was never committed")
+	} else {
+		line("accepted", "%s, version %d", ballot(c.Accepted), c.Ver)
+	}
 	line("state", "%s, owner %q on %q", v.State, v.Owner, v.OwnerName)
 	line("published", "cut %d, horizon %d, record crc %08x", v.Cut, v.Horizon, v.LastCRC)
 	line("layout", "stripe %d+%d, grain %d bytes, segment %d bytes, segment limit %d",

@@ -57,18 +57,28 @@ func golden(t *testing.T, name string, got []byte) {
 	}
 }
 
+// sampleSeed is what Seed puts, a claim's promise added.
+func sampleSeed() Copy {
+	return Copy{
+		Pool: "pool", Member: "m3", Promised: Ballot{8, "c2"}, Nonce: "n",
+		Val: Value{Format: ValueFormat, Cfg: sample().Val.Cfg, State: Released},
+	}
+}
+
 func TestGoldenCopy(t *testing.T) {
-	body := encoded(t, sample())
-	golden(t, "root.json", body)
-	c, err := Decode(body)
-	if err != nil || !reflect.DeepEqual(c, sample()) {
-		t.Errorf("decoded %+v, %v", c, err)
+	for name, want := range map[string]Copy{"root": sample(), "seed": sampleSeed()} {
+		body := encoded(t, want)
+		golden(t, name+".json", body)
+		c, err := Decode(body)
+		if err != nil || !reflect.DeepEqual(c, want) {
+			t.Errorf("decoded %+v, %v", c, err)
+		}
+		var out bytes.Buffer
+		if err := Describe(&out, body); err != nil {
+			t.Fatal(err)
+		}
+		golden(t, name+".txt", out.Bytes())
 	}
-	var out bytes.Buffer
-	if err := Describe(&out, body); err != nil {
-		t.Fatal(err)
-	}
-	golden(t, "root.txt", out.Bytes())
 }
 
 // TestEveryFlippedBitIsSeen flips each bit of a copy, and cuts it short everywhere.
@@ -108,6 +118,7 @@ func TestNonsenseIsDamage(t *testing.T) {
 		"no pool":                  func(c *Copy) { c.Pool = "" },
 		"no member":                func(c *Copy) { c.Member = "" },
 		"accepted above promised":  func(c *Copy) { c.Accepted.Epoch = 9 },
+		"a version of no ballot":   func(c *Copy) { c.Ver = 0 },
 		"held by nobody":           func(c *Copy) { c.Val.Owner = "" },
 		"unknown state":            func(c *Copy) { c.Val.State = "lent" },
 		"no members":               func(c *Copy) { c.Val.Cfg.Members = nil },
@@ -136,6 +147,7 @@ func TestFullCopyFits(t *testing.T) {
 
 func FuzzDecode(f *testing.F) {
 	f.Add(encoded(f, sample()))
+	f.Add(encoded(f, sampleSeed()))
 	f.Add(encoded(f, Copy{Pool: "p", Member: "m0", Ver: 1, Val: firstValue(1), Nonce: "created"}))
 	f.Add(newer(encoded(f, sample())))
 	f.Add([]byte(head))

@@ -177,6 +177,9 @@ func count(answers []answer) tally {
 		switch a := &answers[i]; a.verdict {
 		case done:
 			ok[a.copy.Member] = true
+			if a.copy.Seeded() {
+				continue // a promise, and no value
+			}
 			if t.best == nil || a.copy.compareAccepted(t.best.Accepted, t.best.Ver) > 0 {
 				t.best = &a.copy
 			}

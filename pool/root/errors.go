@@ -23,6 +23,8 @@ var (
 	ErrExists = errors.New("a root exists")
 	// ErrNotCreated means that every target answered and none holds a root.
 	ErrNotCreated = errors.New("no target holds a root: the pool was never created here")
+	// ErrMember means a member whose copy is gone: it comes back only as a new one, with another uuid.
+	ErrMember = errors.New("the configuration names this member: a wiped target takes a new one")
 	// ErrMissing means a target without a root copy.
 	ErrMissing = errors.New("root copy is missing")
 	// ErrForeign means a copy of another pool, or one member's copy seen at a second target.

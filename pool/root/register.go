@@ -158,7 +158,7 @@ type TargetView struct {
 type View struct {
 	Pool      string // uuid; empty if no copy tells
 	Targets   []TargetView
-	Best      *Copy // of those with the highest (accepted, version); nil if there is none
+	Best      *Copy // of those with the highest (accepted, version), seeds apart; nil if there is none
 	Quorum    bool  // a quorum answered: nothing newer than Best was committed when the read began
 	Committed bool  // a quorum holds exactly Best's version: it is committed
 }
@@ -207,12 +207,13 @@ func (r *Register) view(answers []answer) View {
 		t := TargetView{Name: r.targets[i].Name, Err: a.err}
 		if a.verdict == done {
 			t.Copy = &answers[i].copy
-			if t.Copy.Pool != v.Pool {
+			switch {
+			case t.Copy.Pool != v.Pool && v.Pool == "":
+				t.Err = fmt.Errorf("%w: it is of pool %s, which too few targets show", ErrForeign, t.Copy.Pool)
+			case t.Copy.Pool != v.Pool:
 				t.Err = fmt.Errorf("%w: it is of pool %s", ErrForeign, t.Copy.Pool)
-				if v.Pool == "" {
-					t.Err = fmt.Errorf("%w: it is of pool %s, which too few targets show", ErrForeign, t.Copy.Pool)
-				}
-			} else if v.Best == nil || t.Copy.compareAccepted(v.Best.Accepted, v.Best.Ver) > 0 {
+			case t.Copy.Seeded(): // it has an answer to give, and no value
+			case v.Best == nil || t.Copy.compareAccepted(v.Best.Accepted, v.Best.Ver) > 0:
 				v.Best = t.Copy
 			}
 		}

@@ -195,13 +195,18 @@ func TestLostRepliesAreSettledByReading(t *testing.T) {
 		r := b.open()
 		v := b.claim(r, "A", nil)
 		for _, s := range b.stores {
-			s.Inject("put", 0, backendtest.LostReply)
+			s.Inject("put", 1, backendtest.LostReply)
 		}
 		puts := b.count("put")
 		v.Cut = 1
 		b.commit(r, v)
 		if p := b.count("put") - puts; p != 3 {
 			t.Errorf("%d puts, want 3", p)
+		}
+		for i, s := range b.stores {
+			if s.Injected()[backendtest.LostReply] != 1 {
+				t.Errorf("target %d lost no reply", i)
+			}
 		}
 	})
 }
@@ -396,14 +401,14 @@ func TestNotCreated(t *testing.T) {
 func TestCreate(t *testing.T) {
 	b := emptyBench(t, 3)
 	v := firstValue(3)
-	b.stores[1].Inject("put", 0, backendtest.LostReply) // its own success must not look like a rival's
+	b.stores[1].Inject("put", 1, backendtest.LostReply) // its own success must not look like a rival's
 	b.stores[2].SetOffline(true)
 	if err := Create(t.Context(), b.targets, "pool", v); err == nil || b.count("put") != 0 {
 		t.Fatalf("create with a target away: %v, %d puts", err, b.count("put"))
 	}
 	b.stores[2].SetOffline(false)
 	for i := range createTries {
-		b.stores[2].Inject("put", i, backendtest.Refused)
+		b.stores[2].Inject("put", i+1, backendtest.Refused)
 	}
 	if err := Create(t.Context(), b.targets, "pool", v); err == nil {
 		t.Fatal("create with a target that takes no put went through")

@@ -21,9 +21,16 @@ type rules struct {
 	// version numbers the next value of a tenure that last used ver. unknown: that value's outcome was
 	// never learnt; same: the next value is that one again.
 	version func(ver uint64, unknown, same bool) uint64
+	// follows reports how the configuration c may not follow old.
+	follows func(c, old Config) error
+	// quorum reports whether those for which has is true commit a value with configuration c in a tenure
+	// whose last committed one was old.
+	quorum func(old, c Config, has func(uuid string) bool) bool
 }
 
-var safeRules = rules{promise: promise, accept: accept, recheck: recheck, version: version}
+var safeRules = rules{
+	promise: promise, accept: accept, recheck: recheck, version: version, follows: follows, quorum: quorum,
+}
 
 func promise(o Copy, b Ballot) (Copy, verdict) {
 	switch c := o.Promised.Compare(b); {
@@ -46,6 +53,10 @@ func accept(o Copy, b Ballot, ver uint64, val Value) (Copy, verdict) {
 	o.Promised, o.Accepted, o.Ver, o.Val = b, b, ver, val
 	return o, change
 }
+
+func follows(c, old Config) error { return c.checkSuccessor(old) }
+
+func quorum(old, c Config, has func(uuid string) bool) bool { return old.Quorum(has) && c.Quorum(has) }
 
 func recheck(admit func(Copy) error, w Copy) error { return admit(w) }
 
