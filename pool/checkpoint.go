@@ -121,11 +121,6 @@ func (p *Pool) localCheckpoint(ctx context.Context) (*writeback.Frozen, error) {
 
 // checkpointIfDue publishes a checkpoint if the root names enough cuts, or if a new one is asked for.
 func (p *Pool) checkpointIfDue(ctx context.Context) error {
-	if p.scrubs.anew.taken() {
-		p.setStored(map[uint64]runRef{})
-		p.pub.ckpt.old = false
-		return p.publishCheckpoint(ctx)
-	}
 	if len(p.value().Cuts) < p.o.CheckpointCuts {
 		return nil
 	}
@@ -161,7 +156,7 @@ func (p *Pool) publishCheckpoint(ctx context.Context) error {
 	}
 	p.mapsMu.Lock()
 	p.doomDead(ckptID{epoch, n})
-	view := p.mapsNow()
+	view, change := p.mapsNow(), p.repair.change()
 	p.mapsMu.Unlock()
 	defer view.release()
 	if planted.Bug("reclaim: before the commit") {
@@ -216,6 +211,7 @@ func (p *Pool) publishCheckpoint(ctx context.Context) error {
 	}
 	p.setStored(next)
 	p.pub.ckpt.at = time.Now()
+	p.repair.published(change)
 	p.o.Log.Info("checkpoint published", "pool", p.o.Name, "cut", s.Cut, "n", n)
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"graindisk/backend"
+	"graindisk/block"
 	"graindisk/grains/segment"
 	"graindisk/pool/root"
 	"graindisk/writeback"
@@ -114,6 +115,8 @@ type Status struct {
 	Segments              int            `json:"segments"`
 	// SegmentsBelowStrength survive the loss of fewer targets than the profile says, until they are repaired.
 	SegmentsBelowStrength int                 `json:"segments_below_strength"`
+	Strength              StrengthStatus      `json:"strength"`
+	Repair                RepairStatus        `json:"repair"`
 	Space                 SpaceStatus         `json:"space"`
 	Requests              Requests            `json:"requests"` // to all targets, since the pool was opened
 	Buffers               segment.BufferStats `json:"buffers"`  // memory of segments on their way
@@ -125,9 +128,11 @@ type Status struct {
 
 // TargetStatus is one target of a pool.
 type TargetStatus struct {
-	Name    string `json:"name"`
-	Where   string `json:"where"`
-	Avoided bool   `json:"avoided"` // it failed a moment ago
+	Name    string         `json:"name"`
+	ID      block.TargetID `json:"id"` // in the pool; a replaced target has another
+	Shards  int            `json:"shards"`
+	Where   string         `json:"where"`
+	Avoided bool           `json:"avoided"` // it failed a moment ago
 	// Root is how its copy of the root was when the pool was opened: ok, missing, foreign, damaged or
 	// unreachable; empty if nobody has looked yet.
 	Root string `json:"root"`
@@ -175,17 +180,15 @@ func (p *Pool) Status() Status {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s.Segments = len(p.segments)
-	for _, i := range p.segments {
-		if belowStrength(i, v.Stripe.Parity) {
-			s.SegmentsBelowStrength++
-		}
-	}
+	var shards map[block.TargetID]int
+	s.Strength, shards = p.strengthLocked(v)
+	s.SegmentsBelowStrength, s.Repair = s.Strength.Below, p.repair.status()
 	s.Buffers = p.buffers.Stats()
 	for _, r := range p.Requests() {
 		s.Requests = s.Requests.plus(r)
 	}
 	for _, m := range v.Cfg.Members {
-		t := TargetStatus{Name: p.targetName(m.ID), Avoided: p.avoidedLocked(m.ID), Root: p.rootState(m.ID)}
+		t := TargetStatus{ID: m.ID, Name: p.targetName(m.ID), Shards: shards[m.ID], Avoided: p.avoidedLocked(m.ID), Root: p.rootState(m.ID)}
 		if st, ok := p.store(m.ID); ok {
 			t.Where = st.String()
 			if c, ok := st.(*countedStore); ok {

@@ -343,8 +343,8 @@ func (p *Pool) commitCuts(ctx context.Context, cuts <-chan *pendingCut) (err err
 		if err == nil && c.f != nil {
 			err = p.publishCut(ctx, c)
 		}
-		if err == nil && p.scrubs.anew.up() {
-			err = p.checkpointIfDue(ctx)
+		if err == nil {
+			err = p.checkpointIfWanted(ctx)
 		}
 		if err != nil {
 			p.dropCut(c)

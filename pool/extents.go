@@ -89,9 +89,7 @@ func (p *Pool) fetchExtents(ctx context.Context, seg block.SegmentID, wants []fe
 			got(i, nil, err) // those told already stay as they are
 		}
 	}
-	p.mu.Lock()
-	info, ok := p.segments[seg]
-	p.mu.Unlock()
+	info, ok := p.segmentInfo(seg)
 	if !ok {
 		fail(fmt.Errorf("segment %d is not in the pool's table: %w: %w", seg, vdisk.ErrMoved, vdisk.ErrDamaged))
 		return
@@ -135,6 +133,9 @@ func (p *Pool) fetchExtents(ctx context.Context, seg block.SegmentID, wants []fe
 		if err := wait.sleep(ctx); err != nil {
 			fail(err)
 			return
+		}
+		if now, ok := p.segmentInfo(seg); ok { // a shard may have been restored elsewhere
+			info = now
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -69,6 +70,7 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 	p := newMaps(o)
 	p.buffers = segment.NewBuffers(banksMax * o.SegmentBytes * 3 / 2)
 	p.ops = make(chan struct{}, 1)
+	p.repair.init()
 	ro := root.Options{Targets: rootTargets(o.Targets), Log: o.Log}
 	if haveLog {
 		p.slotBytes = id.SlotBytes
@@ -116,7 +118,10 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 	go p.publish(pctx)
 	go func() {
 		defer close(p.pub.local)
+		var repairing sync.WaitGroup
+		repairing.Go(func() { p.keepRepaired(pctx) })
 		p.keepLocal(pctx)
+		repairing.Wait()
 	}()
 	return p, nil
 }

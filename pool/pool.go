@@ -141,10 +141,15 @@ type Options struct {
 	RepairReads bool
 	Log         *slog.Logger
 
+	// RepairRate bounds the repair in the background, in bytes of restored shards per second; default 32 MiB,
+	// negative for none: see Repair.
+	RepairRate int64
+
 	// Tests make these small: entries of a map's level 0 and of a run, rows of a checkpoint's manifest.
 	mapLevel0, mapRun, tableRows int
 	publicationBytes             int           // of one record of a publication; default 8 MiB
 	reclaimTick, reclaimRound    time.Duration // see reclaim; default a minute, and an eighth of DeleteGrace
+	repairPoll                   time.Duration
 }
 
 func (o Options) withDefaults() Options {
@@ -177,6 +182,10 @@ func (o Options) withDefaults() Options {
 	}
 	if o.publicationBytes == 0 {
 		o.publicationBytes = publicationBytesFull
+	}
+	def(&o.RepairRate, 32<<20)
+	if o.repairPoll == 0 {
+		o.repairPoll = repairPoll
 	}
 	if o.CheckpointCuts == 0 {
 		o.CheckpointCuts = 128
@@ -333,6 +342,7 @@ type Pool struct {
 
 	boots  boots
 	scrubs scrubs
+	repair repairer
 
 	pub publisher // owned by the publisher goroutine
 }

@@ -242,3 +242,14 @@ func (b *rebuilder) describe(h *cutHistory, chain []*rebuildCut, notes []string)
 }
 
 func stripeName(s root.Stripe) string { return fmt.Sprintf("%d+%d", s.Data, s.Parity) }
+
+// belowStrength tells whether a segment has fewer shards to lose than the pool's profile says.
+func belowStrength(i segment.Info, parity int) bool {
+	stored := 0
+	for _, t := range i.Targets {
+		if t != 0 {
+			stored++
+		}
+	}
+	return stored-int(i.K) < parity
+}

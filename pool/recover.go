@@ -96,6 +96,7 @@ func (p *Pool) forget() {
 	clear(p.rows)
 	clear(p.trees)
 	clear(p.segments)
+	p.repair.forget()
 	p.usage = extent.NewUsage()
 	clear(p.pub.disks)
 	p.nextDisk = 1
@@ -156,6 +157,14 @@ func (p *Pool) replayMeta(recs []writeback.MetaRecord, haveState bool) error {
 				if err := p.replayCut(rec, infos, idx); err != nil {
 					return err
 				}
+			}
+		case metaPlacement:
+			pl, err := decodePlacement(r.Payload)
+			if err != nil {
+				return err
+			}
+			if haveState {
+				p.applyPlacement(pl)
 			}
 		case metaPublicationPart, metaPublicationEnd:
 			cut, _, _, err := publicationHead(r.Payload)

@@ -112,8 +112,6 @@ const (
 type scrubs struct {
 	turn chan struct{}   // holds a token while one runs
 	done <-chan struct{} // closed when the pool is being closed
-	// anew asks the committer for a checkpoint that shares nothing with those before it.
-	anew request
 
 	mu      sync.Mutex
 	running *scrubber               // guarded by mu; the one that was asked for, nil while none runs

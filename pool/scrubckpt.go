@@ -68,7 +68,7 @@ func (s *scrubber) renewCheckpoints(ctx context.Context, old []root.CheckpointRe
 		return outStopped
 	}
 	for range root.CheckpointsMax {
-		s.p.scrubs.anew.raise()
+		s.p.repair.want.Store(wantWholeCheckpoint)
 		if err := s.p.Publish(ctx); err != nil {
 			return fmt.Sprintf("not repaired: no new checkpoint was published: %v", err)
 		}

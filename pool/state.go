@@ -120,6 +120,8 @@ type snapshot struct {
 	Doomed  []doomed      `json:"doomed,omitempty"`
 	Gone    *segment.Gone `json:"gone,omitempty"`
 	GoneCut uint64        `json:"gone_cut,omitempty"`
+	// Moved, in local checkpoints: segments with shards in places that no published checkpoint has yet.
+	Moved []block.SegmentID `json:"moved,omitempty"`
 }
 
 // The first release wrote format 1, without tables and files, and reads nothing newer. Format 3 has deleted disks
@@ -214,7 +216,7 @@ func (p *Pool) encodeState(v mapsView) ([]byte, error) {
 		return nil, err
 	}
 	val := p.value()
-	s.Root = &val
+	s.Root, s.Moved = &val, p.repair.notPublished()
 	head, err := json.Marshal(s)
 	if err != nil {
 		return nil, err
@@ -262,6 +264,9 @@ func (p *Pool) loadState(b []byte) error {
 		return densetree.DecodeRun(b)
 	}, get)
 	p.setStored(stored)
+	for _, id := range s.Moved {
+		p.repair.moved(id)
+	}
 	p.pub.ckpt.old = true
 	if err != nil {
 		return err

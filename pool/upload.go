@@ -209,17 +209,6 @@ func strong(i segment.Info) bool {
 	return stored-most >= int(i.K)
 }
 
-// belowStrength tells whether a segment has fewer shards to lose than the pool's profile says.
-func belowStrength(i segment.Info, parity int) bool {
-	stored := 0
-	for _, t := range i.Targets {
-		if t != 0 {
-			stored++
-		}
-	}
-	return stored-int(i.K) < parity
-}
-
 // sickness is how long a target is passed over because it failed.
 type sickness struct {
 	until time.Time
