@@ -71,6 +71,7 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 		segments: map[block.SegmentID]segment.Info{}, sick: map[block.TargetID]sickness{}, usage: extent.NewUsage(),
 	}
 	p.boots.init()
+	p.far.clear()
 	p.pub, p.buffers = newPublisher(), segment.NewBuffers(banksMax*o.SegmentBytes*3/2)
 	ro := root.Options{Targets: rootTargets(o.Targets), Log: o.Log}
 	if haveLog {
@@ -112,6 +113,7 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 	pctx, cancel := context.WithCancel(context.Background())
 	p.pub.cancel, p.pub.done, p.pub.local = cancel, make(chan struct{}), make(chan struct{})
 	p.ahead.Go(func() { p.warmUp(pctx) })
+	p.ahead.Go(func() { p.bringMaps(pctx) })
 	go p.publish(pctx)
 	go func() {
 		defer close(p.pub.local)

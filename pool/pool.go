@@ -131,7 +131,8 @@ type Options struct {
 
 	// Tests make these small: entries of a map's level 0 and of a run, rows of a checkpoint's manifest.
 	mapLevel0, mapRun, tableRows int
-	publicationBytes             int // of one record of a publication; default 8 MiB
+	mapWhole, mapRate            int64 // see farWhole and farRate; a negative rate fetches nothing in the background
+	publicationBytes             int   // of one record of a publication; default 8 MiB
 }
 
 func (o Options) withDefaults() Options {
@@ -158,6 +159,8 @@ func (o Options) withDefaults() Options {
 	def(&o.BootBytes, 256<<20)
 	def(&o.MapBytes, 16<<20)
 	def(&o.CheckpointBytes, 16<<20)
+	def(&o.mapWhole, farWhole)
+	def(&o.mapRate, farRate)
 	if o.tableRows == 0 {
 		o.tableRows = tableRowsMax
 	}
@@ -299,6 +302,7 @@ type Pool struct {
 	sick     map[block.TargetID]sickness // targets that failed lately
 
 	boots boots
+	far   farMaps
 
 	pub publisher // owned by the publisher goroutine
 }

@@ -101,6 +101,7 @@ func (p *Pool) forget() {
 	p.nextDisk = 1
 	p.pub.cut, p.pub.cutCRC, p.pub.horizon, p.pub.nextSeg = 0, 0, 0, block.SegmentID(p.val.SegLimit)
 	p.pub.ckpt = checkpointer{}
+	p.far.clear()
 	p.storedRuns.Store(nil)
 }
 
@@ -238,61 +239,6 @@ func (p *Pool) settle(ctx context.Context) error {
 	p.mu.Lock()
 	p.claimed = true
 	p.mu.Unlock()
-	return nil
-}
-
-// catchUp applies the cuts that the root names and the maps do not have yet; with record, each is put on
-// record on the tier first.
-func (p *Pool) catchUp(ctx context.Context, v root.Value, record bool) error {
-	if v.Cut == p.pub.cut {
-		return nil
-	}
-	if n := len(v.Cuts); n == 0 || v.Cuts[n-1].Cut != v.Cut || v.Cuts[0].Cut > p.pub.cut+1 {
-		// A log that knows the root's epoch is at most the one cut behind that it was publishing.
-		return fmt.Errorf("the root is at cut %d and does not name the cuts from %d on: %w", v.Cut, p.pub.cut+1, segment.ErrDamaged)
-	}
-	for _, ref := range v.Cuts {
-		if ref.Cut <= p.pub.cut {
-			continue
-		}
-		if ref.Cut != p.pub.cut+1 {
-			return fmt.Errorf("root names cut %d after cut %d: %w", ref.Cut, p.pub.cut, segment.ErrDamaged)
-		}
-		if err := p.loadCut(ctx, ref, record); err != nil {
-			return fmt.Errorf("cut %d: %w", ref.Cut, err)
-		}
-	}
-	return nil
-}
-
-// loadCut reads one cut's record and the indexes of its segments, and applies them.
-func (p *Pool) loadCut(ctx context.Context, ref root.CutRef, record bool) error {
-	last := refInfo(ref)
-	rec, x, err := segment.ReadCut(ctx, p.segmentStore, last)
-	if err != nil {
-		return err
-	}
-	if rec.Cut != ref.Cut || rec.PrevCut != p.pub.cut || rec.PrevCRC != p.pub.cutCRC || rec.CRC() != ref.Segment.CRC {
-		return fmt.Errorf("record of cut %d after cut %d does not fit the root: %w", rec.Cut, rec.PrevCut, segment.ErrDamaged)
-	}
-	idx := make([]*segment.Index, 0, len(rec.Segments)+1)
-	for _, info := range rec.Segments {
-		x, err := p.reader.Index(ctx, info)
-		if err != nil {
-			return err
-		}
-		idx = append(idx, x)
-	}
-	idx = append(idx, x)
-	// The maps on the tier must not miss a cut that later ones build on.
-	p.mapsMu.Lock()
-	defer p.mapsMu.Unlock()
-	if record && !planted.Bug("recovery: caught-up cut not on record") {
-		if err := p.recordPublication(rec, rec.AllSegments(last), idx); err != nil {
-			return err
-		}
-	}
-	p.applyCut(rec, rec.AllSegments(last), idx)
 	return nil
 }
 

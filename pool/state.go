@@ -117,8 +117,12 @@ type snapshot struct {
 	Root     *root.Value    `json:"root,omitempty"`   // local checkpoints: the root as last committed
 }
 
-// The first release wrote format 1, without tables and files, and reads nothing newer.
-const snapshotFormat = 2
+// The first release wrote format 1, without tables and files, and reads nothing newer; 3 has partial runs, in
+// local checkpoints only.
+const (
+	snapshotFormat        = 2
+	snapshotFormatPartial = 3
+)
 
 type diskState struct {
 	Disk block.DiskID     `json:"disk"`
@@ -136,8 +140,10 @@ type runRef struct {
 	Epoch uint64 `json:"epoch,omitempty"` // the published checkpoint that first held it
 	N     uint64 `json:"n,omitempty"`
 	Part  int    `json:"part,omitempty"`
-	Off   int64  `json:"off"` // in the part, or in the local checkpoint if neither file nor part is named
-	Len   int64  `json:"len"`
+	// Partial says of a file that it may lack all but the head: the part has the rest.
+	Partial bool  `json:"partial,omitempty"`
+	Off     int64 `json:"off"` // in the part, or in the local checkpoint if neither file nor part is named
+	Len     int64 `json:"len"`
 }
 
 // snapshotNow describes the published state; place says where each run goes, put where other bytes go.
@@ -181,9 +187,14 @@ func (p *Pool) encodeState(v mapsView) ([]byte, error) {
 		runs = append(runs, b...)
 		return ref, nil
 	}
+	partial := false
 	s, err := p.snapshotNow(v, func(r *densetree.Run) (runRef, error) {
 		if r.File() != 0 {
 			ref := stored[r.ID] // no part if it was not published yet
+			if r.Partial() {
+				ref, _ = p.far.ref(r.ID)
+				ref.Partial, partial = true, true
+			}
 			ref.ID, ref.File = r.ID, r.File()
 			return ref, nil
 		}
@@ -197,6 +208,9 @@ func (p *Pool) encodeState(v mapsView) ([]byte, error) {
 	}, put)
 	if err != nil {
 		return nil, err
+	}
+	if partial {
+		s.Format = snapshotFormatPartial
 	}
 	val := p.value()
 	s.Root = &val
@@ -234,9 +248,17 @@ func (p *Pool) loadState(b []byte) error {
 	}
 	err = p.loadTrees(s, func(ref runRef) (*densetree.Run, error) {
 		if ref.File != 0 {
-			r, err := p.runs.Open(ref.File, ref.ID)
-			if ref.File = 0; err == nil && ref.Epoch != 0 {
+			open := p.runs.Open
+			if ref.Partial {
+				open = p.runs.OpenPartial
+			}
+			r, err := open(ref.File, ref.ID)
+			far := ref.Partial
+			if ref.File, ref.Partial = 0, false; err == nil && ref.Epoch != 0 {
 				stored[ref.ID] = ref
+			}
+			if far {
+				p.far.setRef(ref)
 			}
 			return r, err
 		}
@@ -262,8 +284,8 @@ func decodeSnapshot(b []byte) (*snapshot, error) {
 	if err := json.Unmarshal(b, s); err != nil {
 		return nil, fmt.Errorf("snapshot: %w", err)
 	}
-	if s.Format < 1 || s.Format > snapshotFormat {
-		return nil, fmt.Errorf("snapshot format %d; this gateway reads up to %d: %w", s.Format, snapshotFormat, writeback.ErrNewer)
+	if s.Format < 1 || s.Format > snapshotFormatPartial {
+		return nil, fmt.Errorf("snapshot format %d; this gateway reads up to %d: %w", s.Format, snapshotFormatPartial, writeback.ErrNewer)
 	}
 	return s, validSegments(s.Segments)
 }
