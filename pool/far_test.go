@@ -194,7 +194,7 @@ func (s *fakeSite) open(t testing.TB) *Pool {
 // TestAFreshOpenFetchesHeadsOnly opens a pool with a large map on a fresh host and counts what it takes, what one
 // lookup takes, and what all of it takes then.
 func TestAFreshOpenFetchesHeadsOnly(t *testing.T) {
-	s := &fakeSite{tierDirs: t.TempDir(), opt: func(o *Options) { o.mapLevel0, o.mapRun, o.mapRate = 4096, 16<<10, -1 }}
+	s := &fakeSite{tierDirs: t.TempDir(), opt: func(o *Options) { o.mapLevel0, o.mapRun, o.mapRate = 4096, 32<<10, -1 }}
 	for i := range 3 {
 		s.stores = append(s.stores, &counting{Store: backendtest.NewMemory(fmt.Sprintf("mem%d", i))})
 	}

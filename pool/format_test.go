@@ -225,7 +225,7 @@ func TestNewerOperationsAndSnapshotsAreRefused(t *testing.T) {
 	if _, err := decodeOp([]byte(`{"snapshot":{}}`)); !errors.Is(err, writeback.ErrNewer) {
 		t.Errorf("an unknown operation: %v", err)
 	}
-	if _, err := decodeSnapshot([]byte(`{"format":3}`)); !errors.Is(err, writeback.ErrNewer) {
+	if _, err := decodeSnapshot([]byte(`{"format":4}`)); !errors.Is(err, writeback.ErrNewer) {
 		t.Errorf("a newer snapshot: %v", err)
 	}
 }
