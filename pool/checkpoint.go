@@ -9,7 +9,6 @@ import (
 	"sort"
 	"time"
 
-
 	"graindisk/backend"
 	"graindisk/block"
 	"graindisk/grains/segment"

@@ -75,8 +75,8 @@ type world struct {
 	run    int // in one run: small in some histories, so that they merge; 0 is the default
 	codec  segment.Codec
 	far    int64 // Options.mapRate of a world whose hosts fetch pages of maps one by one; 0 is one that fetches runs whole
-	hot    int // blocks of the first disk that many writes go to; 0 is none
-	slots  int // of the tier, in this life
+	hot    int   // blocks of the first disk that many writes go to; 0 is none
+	slots  int   // of the tier, in this life
 	model  *crashtest.Model
 	disks  []*crashDisk
 	auto   bool // cuts happen by age as well
