@@ -26,6 +26,8 @@
 //	upload      CPU and requests to store 1 GiB, 4+2         -
 //	reopen      kill -9 with 1, 2, 4 GiB unpublished, to     -
 //	            the first read; targets answer, or hang
+//	fresh       open of a pool with 1 TiB mapped, on a       -
+//	            fresh host, 30 ms per request
 //
 // Rows run in this order, since each leaves the disk as the next wants it. Runs of a row are
 // interleaved, and the median counts. The gateway uploads all the time, 2+1 to three directories on
@@ -82,6 +84,7 @@ var rows = []struct {
 	{"upload", (*bench).upload},
 	{"reopen", (*bench).reopen},
 	{"unmap", (*bench).unmap},
+	{"fresh", (*bench).fresh},
 }
 
 func rowNames() []string {

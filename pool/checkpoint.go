@@ -5,13 +5,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"sort"
-	"sync"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"graindisk/backend"
 	"graindisk/block"
@@ -165,7 +161,11 @@ func (p *Pool) publishCheckpoint(ctx context.Context) error {
 	s, err := p.snapshotNow(view, func(r *densetree.Run) (runRef, error) {
 		ref, ok := p.pub.ckpt.runs[r.ID]
 		if !ok {
-			b, err := r.Encode()
+			err := p.needRuns(ctx, []*densetree.Run{r})
+			var b []byte
+			if err == nil {
+				b, err = r.Encode()
+			}
 			if err == nil {
 				ref, err = put(b)
 			}
@@ -296,31 +296,6 @@ func (p *Pool) confirmStored(ctx context.Context) {
 	p.pub.ckpt.old = false
 }
 
-// readManifest reads a checkpoint's manifest with its tables.
-func (p *Pool) readManifest(ctx context.Context, ref root.CheckpointRef) (*snapshot, error) {
-	manifest, err := p.getPart(ctx, ref.Epoch, ref.N, 0)
-	if err != nil {
-		return nil, err
-	}
-	if block.CRC(manifest) != ref.CRC {
-		return nil, fmt.Errorf("checkpoint %d/%d is not the one the root names: %w", ref.Epoch, ref.N, segment.ErrDamaged)
-	}
-	s, err := decodeSnapshot(manifest)
-	if err != nil {
-		return nil, err
-	}
-	for _, t := range s.Tables {
-		body, err := p.getPart(ctx, ref.Epoch, ref.N, t.Part)
-		if err == nil {
-			err = s.join(t, body)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("checkpoint %d/%d: table in part %d: %w", ref.Epoch, ref.N, t.Part, err)
-		}
-	}
-	return s, nil
-}
-
 // loadCheckpoint reads the newest checkpoint that the root names; without one the maps start empty.
 func (p *Pool) loadCheckpoint(ctx context.Context, v root.Value) error {
 	if len(v.Checkpoints) == 0 {
@@ -330,81 +305,17 @@ func (p *Pool) loadCheckpoint(ctx context.Context, v root.Value) error {
 	if err != nil {
 		return err
 	}
-	runs, err := p.fetchRuns(ctx, s)
+	got, err := p.fetchMaps(ctx, s)
 	if err != nil {
 		return err
 	}
 	stored := map[uint64]runRef{}
 	err = p.loadTrees(s, func(r runRef) (*densetree.Run, error) {
 		stored[r.ID] = r
-		return runs[r.ID], nil
-	}, func(r runRef) ([]byte, error) {
-		body, err := p.getPart(ctx, r.Epoch, r.N, r.Part)
-		if err != nil {
-			return nil, err
-		}
-		return r.cut(body)
-	})
+		return got.runs[r.ID], nil
+	}, func(r runRef) ([]byte, error) { return got.blobs[r], nil })
 	p.setStored(stored)
 	return err
-}
-
-// partID names a part of a published checkpoint.
-type partID struct {
-	epoch, n uint64
-	part     int
-}
-
-// partsAtOnce is how many parts are fetched side by side; each takes some 16 MB meanwhile.
-const partsAtOnce = 4
-
-// fetchRuns reads all runs that a snapshot names from the targets, those of lower levels into files.
-func (p *Pool) fetchRuns(ctx context.Context, s *snapshot) (map[uint64]*densetree.Run, error) {
-	parts := map[partID][]runRef{}
-	var ids []partID // in the order of disks
-	for _, d := range s.Disks {
-		for _, r := range d.Runs {
-			id := partID{r.Epoch, r.N, r.Part}
-			if parts[id] == nil {
-				ids = append(ids, id)
-			}
-			parts[id] = append(parts[id], r)
-		}
-	}
-	var mu sync.Mutex
-	runs := map[uint64]*densetree.Run{}
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(partsAtOnce)
-	for _, id := range ids {
-		g.Go(func() error {
-			body, err := p.getPart(ctx, id.epoch, id.n, id.part)
-			if err != nil {
-				return err
-			}
-			for _, ref := range parts[id] {
-				r, err := ref.decode(body)
-				if err == nil {
-					r, err = p.runs.Adopt(r)
-				}
-				if err != nil {
-					return err
-				}
-				mu.Lock()
-				runs[ref.ID] = r
-				mu.Unlock()
-			}
-			return nil
-		})
-	}
-	err := g.Wait()
-	if err == nil {
-		err = p.runs.Sync()
-	}
-	if err != nil {
-		p.runs.Discard(slices.Collect(maps.Values(runs)))
-		return nil, err
-	}
-	return runs, nil
 }
 
 // cut is what the body of its part has.
@@ -449,6 +360,9 @@ func (p *Pool) setStored(runs map[uint64]runRef) {
 
 // mendMap fetches a run whose file is damaged from the published checkpoint, if that holds it.
 func (p *Pool) mendMap(ctx context.Context, pe *densetree.PageError) error {
+	if pe.Partial() != nil {
+		return p.bringPage(ctx, pe)
+	}
 	ref, ok := p.stored(pe.ID)
 	if !ok {
 		p.o.Log.Error("map is damaged and not published yet", "pool", p.o.Name, "err", pe)
@@ -472,8 +386,14 @@ func (p *Pool) mendMap(ctx context.Context, pe *densetree.PageError) error {
 
 // mergeFailed mends what it can; the merge is tried again later.
 func (p *Pool) mergeFailed(err error) {
+	pe := new(densetree.PageError)
+	if errors.As(err, &pe) && pe.Partial() != nil { // bringMaps has it tried again
+		p.far.hurry.Store(true)
+		p.o.Log.Debug("maps are merged when they are here", "pool", p.o.Name, "err", err)
+		return
+	}
 	p.o.Log.Warn("maps not merged, trying again later", "pool", p.o.Name, "err", err)
-	if pe := new(densetree.PageError); errors.As(err, &pe) {
+	if errors.As(err, &pe) {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
 		_ = p.mendMap(ctx, pe) // which says so

@@ -117,6 +117,7 @@ var crashKinds = []string{
 	"I6 slots unreadable", "I6 shards rotten", "I6 disks read through rot", "disks made in mid-life",
 	"faults armed: sync", "faults armed: write", "faults armed: syncdir", "faults armed: create", "faults armed: remove",
 	"tiers filled", "tier sizes drawn anew", "histories of large pools", "histories with small levels",
+	"histories with far maps", "lives with far maps", "lives that ended with far maps", "I1 states compared with far maps",
 	"local checkpoints between cuts", "stripes of several data shards", "lives with a target away", "lives with two targets away", "lives with a target that garbles",
 	"requests that arrived twice", "power cut at write:slot-", "power cut at sync:slot-", "power cut at write:meta-",
 	"power cut at sync:meta-", "power cut at write:ckpt-A",
@@ -265,6 +266,7 @@ func (w *world) recover() error {
 		} else if !alive {
 			continue
 		}
+		far := len(w.p.runs.Partial()) > 0
 		all, err := w.content(w.p)
 		if err != nil {
 			if w.fs.WasCut() {
@@ -273,6 +275,9 @@ func (w *world) recover() error {
 				continue
 			}
 			return fmt.Errorf("read after a %v: %w", w.loss, err)
+		}
+		if far {
+			w.stats.inc("I1 states compared with far maps")
 		}
 		wasLoss := w.loss
 		if err := errors.Join(w.check(all), w.checkStored(), w.checkUsage(w.rng.IntN(4) == 0)); err != nil {

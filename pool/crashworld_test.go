@@ -74,8 +74,9 @@ type world struct {
 	level0 int // entries of a map in memory, and
 	run    int // in one run: small in some histories, so that they merge; 0 is the default
 	codec  segment.Codec
-	hot    int // blocks of the first disk that many writes go to; 0 is none
-	slots  int // of the tier, in this life
+	far    int64 // Options.mapRate of a world whose hosts fetch pages of maps one by one; 0 is one that fetches runs whole
+	hot    int   // blocks of the first disk that many writes go to; 0 is none
+	slots  int   // of the tier, in this life
 	model  *crashtest.Model
 	disks  []*crashDisk
 	auto   bool          // cuts happen by age as well
@@ -233,6 +234,9 @@ func newWorld(seed uint64, sched *crashtest.Sched, tr *trace, stats *crashStats)
 	if w.rng.IntN(2) == 0 {
 		w.hot = 1 + w.rng.IntN(6)
 	}
+	if w.far = [...]int64{0, -1, 1 << 20, 1 << 30}[w.rng.IntN(4)]; w.far != 0 {
+		stats.inc("histories with far maps")
+	}
 	w.slots = w.shape.slots
 	w.fs = crashtest.NewFS(crashtest.Options{Seed: w.rng.Uint64()})
 	w.auto, w.tight, w.codec = w.rng.IntN(3) == 0, w.rng.IntN(2) == 0, segment.Codec(w.rng.IntN(3))
@@ -260,6 +264,9 @@ func (w *world) options(fs *crashtest.FS, l *life) Options {
 	o.reclaimTick, o.reclaimRound = 3*time.Millisecond+w.grace/7, 2*time.Millisecond+w.grace/3
 	if w.tight {
 		o.CheckpointCuts, o.CheckpointBytes, o.tableRows, o.publicationBytes = 6, 64<<10, 10, 300
+	}
+	if w.far != 0 {
+		o.mapWhole, o.mapRate = -1, w.far
 	}
 	if w.auto {
 		o.MaxDirtyAge = 20 * time.Millisecond
@@ -304,6 +311,9 @@ func (w *world) open() (bool, error) {
 				if tree := p.tree(d.id); tree != nil {
 					w.stats.mapRuns.Add(int64(tree.Stats().Runs))
 				}
+			}
+			if n := len(p.runs.Partial()); n > 0 {
+				w.stats.inc("lives with far maps")
 			}
 			w.note("open: cut %d, epoch %d", p.pubCut(), p.epoch.Load())
 			return true, nil
@@ -366,6 +376,9 @@ func (p *Pool) pubCut() uint64 { return p.value().Cut }
 // down ends the process, if there is one, and takes from the host what l says.
 func (w *world) down(l loss) {
 	w.fs.PowerCut()
+	if w.p != nil && len(w.p.runs.Partial()) > 0 {
+		w.stats.inc("lives that ended with far maps")
+	}
 	w.stop()
 	w.stats.crashes[l].Add(1)
 	if in := w.fs.CutIn(); in != "" {

@@ -115,6 +115,7 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 	p.scrubs.init(pctx.Done())
 	p.ahead.Go(func() { p.warmUp(pctx) })
 	p.keepScrubbing(pctx)
+	p.ahead.Go(func() { p.bringMaps(pctx) })
 	go p.publish(pctx)
 	go func() {
 		defer close(p.pub.local)
@@ -133,6 +134,7 @@ func newMaps(o Options) *Pool {
 		segments: map[block.SegmentID]segment.Info{}, sick: map[block.TargetID]sickness{}, usage: extent.NewUsage(),
 	}
 	p.boots.init()
+	p.far.clear()
 	p.pub = newPublisher()
 	return p
 }

@@ -147,6 +147,7 @@ type Options struct {
 
 	// Tests make these small: entries of a map's level 0 and of a run, rows of a checkpoint's manifest.
 	mapLevel0, mapRun, tableRows int
+	mapWhole, mapRate            int64         // see farWhole and farRate; a negative rate fetches nothing in the background
 	publicationBytes             int           // of one record of a publication; default 8 MiB
 	reclaimTick, reclaimRound    time.Duration // see reclaim; default a minute, and an eighth of DeleteGrace
 	repairPoll                   time.Duration
@@ -177,6 +178,8 @@ func (o Options) withDefaults() Options {
 	def(&o.MapBytes, 16<<20)
 	def(&o.CheckpointBytes, 16<<20)
 	def(&o.ScrubRate, scrubRateUsed)
+	def(&o.mapWhole, farWhole)
+	def(&o.mapRate, farRate)
 	if o.tableRows == 0 {
 		o.tableRows = tableRowsMax
 	}
@@ -343,6 +346,7 @@ type Pool struct {
 	boots  boots
 	scrubs scrubs
 	repair repairer
+	far    farMaps
 
 	pub publisher // owned by the publisher goroutine
 }

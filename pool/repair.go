@@ -475,17 +475,25 @@ func (p *Pool) publishPlaces(ctx context.Context) (bool, error) {
 	if err := p.Publish(ctx); err != nil {
 		return false, err
 	}
-	p.repair.weak.Store(false)
+	if p.repair.want.Load() == wantNothing { // else it still waits for something
+		p.repair.weak.Store(false)
+	}
 	return true, nil
 }
 
-// checkpointIfWanted publishes the checkpoint that a repair has asked for. It belongs to the committer.
+// checkpointIfWanted publishes the checkpoint that a repair has asked for. It belongs to the committer. One with all
+// maps waits until they are here: partial runs are read where the older checkpoints have them.
 func (p *Pool) checkpointIfWanted(ctx context.Context) error {
 	want := p.repair.want.Swap(wantNothing)
 	if want == wantNothing || p.value().Cut == 0 {
 		return nil
 	}
 	if want == wantWholeCheckpoint {
+		if len(p.runs.Partial()) > 0 {
+			p.far.hurry.Store(true)
+			p.repair.want.Store(want)
+			return nil
+		}
 		p.pub.ckpt.runs, p.pub.ckpt.old = nil, false // readers go on finding the older parts
 	}
 	return p.publishCheckpoint(ctx)
@@ -524,15 +532,15 @@ func (p *Pool) checkpointWeak(ctx context.Context) (bool, error) {
 			continue
 		}
 		seen[id] = true
-		if p.partCopies(ctx, id, members) < min(v.Stripe.Parity+1, len(members)) {
+		if p.copiesOfPart(ctx, id, members) < min(v.Stripe.Parity+1, len(members)) {
 			return true, nil
 		}
 	}
 	return false, ctx.Err()
 }
 
-// partCopies counts the members that have a copy of a part.
-func (p *Pool) partCopies(ctx context.Context, id partID, members []block.TargetID) (n int) {
+// copiesOfPart counts the members that have a copy of a part.
+func (p *Pool) copiesOfPart(ctx context.Context, id partID, members []block.TargetID) (n int) {
 	for _, t := range members {
 		store, ok := p.store(t)
 		for c := 0; ok && c < len(members); c++ {

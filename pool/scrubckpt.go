@@ -142,8 +142,8 @@ func (s *scrubber) checkpoint(ctx context.Context, ref root.CheckpointRef, seen 
 	return hurt
 }
 
-// partCopy is one copy of a part as it lies at a target.
-type partCopy struct {
+// foundCopy is one copy of a part as it lies at a target.
+type foundCopy struct {
 	t    block.TargetID
 	key  string
 	is   lying
@@ -173,7 +173,7 @@ func (s *scrubber) part(ctx context.Context, ref root.CheckpointRef, id partID, 
 	}
 	object := encodePart(id.epoch, uint32(id.n), id.part, body)
 	wanted := func() bool { return s.p.rootNames(ref) }
-	repair := func(c partCopy, missing bool) {
+	repair := func(c foundCopy, missing bool) {
 		outcome := outRepaired
 		if why := s.mayRepair(c.t); why != "" {
 			outcome = why
@@ -201,13 +201,13 @@ func (s *scrubber) part(ctx context.Context, ref root.CheckpointRef, id partID, 
 			continue
 		}
 		taken[t] = true
-		repair(partCopy{t: t, key: key, is: lying{state: missing}, err: errors.New("there are fewer copies than were stored")}, true)
+		repair(foundCopy{t: t, key: key, is: lying{state: missing}, err: errors.New("there are fewer copies than were stored")}, true)
 	}
 	return body, nil
 }
 
 // noCopy is what is hurt of a part without a good copy; if some could not be read there may be one.
-func (s *scrubber) noCopy(copies []partCopy, key string, away int) (hurt []hurtCopy) {
+func (s *scrubber) noCopy(copies []foundCopy, key string, away int) (hurt []hurtCopy) {
 	if away > 0 {
 		for _, c := range copies {
 			if c.is.state == atHand {
@@ -237,7 +237,7 @@ func (p *Pool) dataMembers() (ids []block.TargetID) {
 }
 
 // copies finds the copies of a part by their names. away is how many targets did not answer, or not to the end.
-func (s *scrubber) copies(ctx context.Context, id partID, check func([]byte) error) (copies []partCopy, away int) {
+func (s *scrubber) copies(ctx context.Context, id partID, check func([]byte) error) (copies []foundCopy, away int) {
 	prefix := strings.TrimSuffix(partKey(id.epoch, id.n, id.part, 0), "0")
 	for _, t := range s.p.dataMembers() {
 		store, ok := s.p.store(t)
@@ -277,8 +277,8 @@ func list(ctx context.Context, store backend.Store, prefix string) ([]backend.In
 }
 
 // copy reads one copy, until two answers agree if it is no good.
-func (s *scrubber) copy(ctx context.Context, t block.TargetID, key string, id partID, check func([]byte) error) partCopy {
-	c := partCopy{t: t, key: key}
+func (s *scrubber) copy(ctx context.Context, t block.TargetID, key string, id partID, check func([]byte) error) foundCopy {
+	c := foundCopy{t: t, key: key}
 	for try := 0; ; try++ {
 		now := s.look(ctx, t, key, partBytesMax+partHeaderLen)
 		sure := try > 0 && now.same(c.is)

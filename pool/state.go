@@ -124,8 +124,8 @@ type snapshot struct {
 	Moved []block.SegmentID `json:"moved,omitempty"`
 }
 
-// The first release wrote format 1, without tables and files, and reads nothing newer. Format 3 has deleted disks
-// and what is to be deleted; a snapshot without them stays of format 2.
+// The first release wrote format 1, without tables and files, and reads nothing newer. Format 3 has deleted disks,
+// what is to be deleted, or, in local checkpoints only, partial runs; a snapshot without them stays of format 2.
 const (
 	snapshotFormat    = 2
 	snapshotFormatMax = 3
@@ -147,8 +147,10 @@ type runRef struct {
 	Epoch uint64 `json:"epoch,omitempty"` // the published checkpoint that first held it
 	N     uint64 `json:"n,omitempty"`
 	Part  int    `json:"part,omitempty"`
-	Off   int64  `json:"off"` // in the part, or in the local checkpoint if neither file nor part is named
-	Len   int64  `json:"len"`
+	// Partial says of a file that it may lack all but the head: the part has the rest.
+	Partial bool  `json:"partial,omitempty"`
+	Off     int64 `json:"off"` // in the part, or in the local checkpoint if neither file nor part is named
+	Len     int64 `json:"len"`
 }
 
 // snapshotNow describes the published state; place says where each run goes, put where other bytes go.
@@ -198,9 +200,14 @@ func (p *Pool) encodeState(v mapsView) ([]byte, error) {
 		runs = append(runs, b...)
 		return ref, nil
 	}
+	partial := false
 	s, err := p.snapshotNow(v, func(r *densetree.Run) (runRef, error) {
 		if r.File() != 0 {
 			ref := stored[r.ID] // no part if it was not published yet
+			if r.Partial() {
+				ref, _ = p.far.ref(r.ID)
+				ref.Partial, partial = true, true
+			}
 			ref.ID, ref.File = r.ID, r.File()
 			return ref, nil
 		}
@@ -214,6 +221,9 @@ func (p *Pool) encodeState(v mapsView) ([]byte, error) {
 	}, put)
 	if err != nil {
 		return nil, err
+	}
+	if partial {
+		s.Format = snapshotFormatMax
 	}
 	val := p.value()
 	s.Root, s.Moved = &val, p.repair.notPublished()
@@ -251,9 +261,17 @@ func (p *Pool) loadState(b []byte) error {
 	}
 	err = p.loadTrees(s, func(ref runRef) (*densetree.Run, error) {
 		if ref.File != 0 {
-			r, err := p.runs.Open(ref.File, ref.ID)
-			if ref.File = 0; err == nil && ref.Epoch != 0 {
+			open := p.runs.Open
+			if ref.Partial {
+				open = p.runs.OpenPartial
+			}
+			r, err := open(ref.File, ref.ID)
+			far := ref.Partial
+			if ref.File, ref.Partial = 0, false; err == nil && ref.Epoch != 0 {
 				stored[ref.ID] = ref
+			}
+			if far {
+				p.far.setRef(ref)
 			}
 			return r, err
 		}

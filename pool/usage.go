@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"iter"
@@ -190,6 +191,11 @@ func (p *Pool) CheckUsage() (extent.Report, error) {
 	v := p.mapsNow()
 	p.mapsMu.Unlock()
 	defer v.release()
+	ctx, cancel := context.WithTimeout(context.Background(), farRecount)
+	defer cancel()
+	if err := p.needRuns(ctx, v.runs()); err != nil {
+		return extent.Report{}, err
+	}
 	u, err := v.recount(v.usage)
 	if err != nil {
 		return extent.Report{}, err
@@ -257,7 +263,13 @@ func (p *Pool) fitsUsage(u *extent.Usage) error {
 func (p *Pool) recountUsage(was *extent.Usage) error {
 	v, births := p.mapsNow(), was.Snapshot()
 	defer v.release()
-	u, err := v.recount(births)
+	ctx, cancel := context.WithTimeout(context.Background(), farRecount)
+	defer cancel()
+	var u *extent.Usage
+	err := p.needRuns(ctx, v.runs())
+	if err == nil {
+		u, err = v.recount(births)
+	}
 	if err == nil {
 		p.usage = u
 		return nil

@@ -89,7 +89,7 @@ func (p *Pool) warmUp(ctx context.Context) {
 // warm reads a range of a disk ahead; false if that was the last, or it is more than left.
 func (p *Pool) warm(ctx context.Context, d *vdisk.Disk, from, to, left int64) (bytes int64, ok bool) {
 	var wants []fetch.Want
-	for _, x := range d.Pieces(from, to) {
+	for _, x := range d.Pieces(ctx, from, to) {
 		if !p.cache.Has(x.ID, x.Orig) {
 			wants = append(wants, fetch.Want{Disk: x.Disk, ID: x.ID, Blocks: x.Orig})
 			bytes += int64(x.Orig) * block.Size

@@ -65,8 +65,11 @@ func sameExtents(a, b []Piece) bool {
 // readMending is readLocal that has a damaged map mended on the way.
 func (d *Disk) readMending(ctx context.Context, lba block.LBA, q []byte, holes *[]span) ([]Piece, error) {
 	missing, err := d.readLocal(lba, q, nil, holes)
-	for pe := d.mendable(err); pe != nil; pe = d.mendable(err) { // each time another run
+	for pe := d.mendable(err); pe != nil; pe = d.mendable(err) { // each time another run, or page
 		if d.o.MendMap(ctx, pe) != nil {
+			if ctx.Err() != nil { // it waited for targets
+				err = ctx.Err()
+			}
 			break
 		}
 		if holes != nil {

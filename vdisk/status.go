@@ -99,6 +99,8 @@ func (d *Disk) mapped(ctx context.Context, lba, end block.LBA, fn func(densetree
 		})
 		switch pe := d.mendable(err); {
 		case err == nil || pe != nil && d.o.MendMap(ctx, pe) == nil: // on from where it stopped
+		case ctx.Err() != nil:
+			return false, ctx.Err()
 		case errors.Is(err, densetree.ErrClosed):
 			return false, fmt.Errorf("disk %s: %w", d.Name(), ErrClosed)
 		default:

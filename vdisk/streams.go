@@ -1,6 +1,7 @@
 package vdisk
 
 import (
+	"context"
 	"sync"
 
 	"graindisk/block"
@@ -65,7 +66,7 @@ func (d *Disk) observe(off, n int64, missed bool) {
 		return
 	}
 	started := d.o.Extents.Ahead(
-		func() []Piece { return d.aheadPieces(from, to) },
+		func() []Piece { return d.aheadPieces(context.Background(), from, to, nil) },
 		func(fetched int) {
 			if fetched == 0 {
 				s.rest(x, to) // all of it was local: until the next miss
@@ -164,11 +165,14 @@ func (s *streams) rest(x *stream, to int64) {
 }
 
 // Pieces names the extents that [from, to), whole blocks, is made of, where the log has nothing newer. Of what
-// lies beyond the disk's end there are none.
-func (d *Disk) Pieces(from, to int64) []Piece { return d.aheadPieces(from, min(to, d.size.Load())) }
+// lies beyond the disk's end there are none. It waits for pages of the map that are not on the tier.
+func (d *Disk) Pieces(ctx context.Context, from, to int64) []Piece {
+	return d.aheadPieces(ctx, from, min(to, d.size.Load()), d.o.MendMap)
+}
 
-// aheadPieces names the extents that [from, to) is made of, where the log has nothing newer.
-func (d *Disk) aheadPieces(from, to int64) []Piece {
+// aheadPieces names the extents that [from, to) is made of, where the log has nothing newer. Where the map cannot be
+// read, and mend does not help or is nil, it leaves some out.
+func (d *Disk) aheadPieces(ctx context.Context, from, to int64, mend func(context.Context, *densetree.PageError) error) []Piece {
 	var ps []Piece
 	var pins writeback.Pins
 	if from >= to {
@@ -188,12 +192,18 @@ func (d *Disk) aheadPieces(from, to int64) []Piece {
 			for j < len(part) && part[j].State == writeback.None {
 				j++
 			}
-			d.o.Tree.Lookup(lba+block.LBA(i), uint64(j-i), func(e densetree.Entry) bool {
-				if e.Kind == densetree.Data && (len(ps) == 0 || ps[len(ps)-1].ID != e.Extent) {
-					ps = append(ps, Piece{Disk: d.o.ID, ID: e.Extent, Orig: int(e.Orig), Off: int(e.Off)})
+			for at, end := lba+block.LBA(i), lba+block.LBA(j); at < end; {
+				err := d.o.Tree.Lookup(at, uint64(end-at), func(e densetree.Entry) bool {
+					at = e.End()
+					if e.Kind == densetree.Data && (len(ps) == 0 || ps[len(ps)-1].ID != e.Extent) {
+						ps = append(ps, Piece{Disk: d.o.ID, ID: e.Extent, Orig: int(e.Orig), Off: int(e.Off)})
+					}
+					return true
+				})
+				if pe := d.mendable(err); pe == nil || mend == nil || mend(ctx, pe) != nil {
+					break
 				}
-				return true
-			})
+			}
 			i = j
 		}
 		lba += block.LBA(len(part))

@@ -130,6 +130,9 @@ func (d *Disk) writePartial(ctx context.Context, op Op) error {
 		if pe := d.mendable(err); pe != nil && d.o.MendMap(ctx, pe) == nil {
 			continue
 		}
+		if err != nil && ctx.Err() != nil { // it waited for targets
+			return ctx.Err()
+		}
 		if err != nil || len(missing) == 0 {
 			return err
 		}

@@ -1,6 +1,7 @@
 package densetree
 
 import (
+	"fmt"
 	"slices"
 
 	"graindisk/block"
@@ -133,9 +134,19 @@ func (m *merger) run() error {
 
 func (m *merger) merge() error {
 	m.row = m.t.row(m.level)
+	if err := complete(m.from); err != nil {
+		return err
+	}
 	rewrite, err := m.plan()
 	if err != nil {
 		return err
+	}
+	for i, r := range m.row {
+		if rewrite[i] {
+			if err := complete(m.row[i : i+1]); err != nil {
+				return fmt.Errorf("merge needs run %d: %w", r.ID, err)
+			}
+		}
 	}
 	in := newRowReader(m.from)
 	defer in.close()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sort"
+	"sync"
 	"sync/atomic"
 
 	"graindisk/block"
@@ -34,6 +35,9 @@ type Run struct {
 	file   uint64              // number of the file there
 	refs   atomic.Int64        // rows that hold the run
 	mended atomic.Pointer[Run] // the same in memory, once the file proved damaged
+
+	partial atomic.Bool // the file may lack pages
+	spare   sync.Map    // of a partial run: pages that the file did not take, by number
 }
 
 // Len is the number of entries.
@@ -69,6 +73,11 @@ func (r *Run) inMemory(no int) page {
 		r = m
 	}
 	if r.mem == nil {
+		if r.partial.Load() {
+			p, _ := r.spare.Load(no)
+			spare, _ := p.(page)
+			return spare
+		}
 		return nil
 	}
 	return r.mem[no*pageBytes:][:pageBytes]

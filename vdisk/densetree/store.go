@@ -39,11 +39,12 @@ type Store struct {
 	trees   atomic.Int64  // open
 	merging chan struct{} // holds a token while a merge runs: one at a time bounds memory
 
-	mu    sync.Mutex
-	last  uint64              // highest number so far
-	found map[uint64]struct{} // at open; what is not opened are orphans
-	kept  map[uint64]struct{} // named by the newest local checkpoint
-	dead  map[uint64]struct{} // in no tree any more
+	mu      sync.Mutex
+	last    uint64              // highest number so far
+	found   map[uint64]struct{} // at open; what is not opened are orphans
+	kept    map[uint64]struct{} // named by the newest local checkpoint
+	dead    map[uint64]struct{} // in no tree any more
+	partial map[uint64]*Run     // by number of the file; see AddPartial
 }
 
 const (
@@ -59,7 +60,7 @@ func OpenStore(o StoreOptions) (*Store, error) {
 	if o.Level0Total == 0 {
 		o.Level0Total = level0TotalDefault
 	}
-	s := &Store{o: o, merging: make(chan struct{}, 1), found: map[uint64]struct{}{}, kept: map[uint64]struct{}{}, dead: map[uint64]struct{}{}}
+	s := &Store{o: o, merging: make(chan struct{}, 1), found: map[uint64]struct{}{}, kept: map[uint64]struct{}{}, dead: map[uint64]struct{}{}, partial: map[uint64]*Run{}}
 	names, err := o.FS.ReadDir(o.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("densetree: runs: %w", err)
@@ -194,6 +195,7 @@ func (s *Store) page(r *Run, no int) (page, error) {
 	if p := s.o.Cache.get(key); p != nil {
 		return p, nil
 	}
+	partial := r.Partial() // before the read: from then on all that Bring writes is there
 	f, err := s.o.FS.Open(s.path(r.file))
 	if err != nil {
 		return nil, r.pageError(no, err)
@@ -201,11 +203,11 @@ func (s *Store) page(r *Run, no int) (page, error) {
 	b := make([]byte, pageBytes)
 	_, err = f.ReadAt(b, r.offset(no))
 	if err = errors.Join(err, f.Close()); err != nil {
-		return nil, r.pageError(no, err)
+		return nil, r.absent(partial, no, err)
 	}
 	p, err := checkPage(b, r.ID, no, r.firsts[no])
 	if err != nil {
-		return nil, r.pageError(no, err)
+		return nil, r.absent(partial, no, err)
 	}
 	s.o.Cache.put(key, p)
 	return p, nil
@@ -252,6 +254,7 @@ func (s *Store) RemoveOrphans() {
 func (s *Store) discard(n uint64) {
 	s.mu.Lock()
 	s.dead[n] = struct{}{}
+	delete(s.partial, n)
 	s.mu.Unlock()
 }
 
@@ -314,6 +317,7 @@ func (in *rowReader) page(r *Run, no int) (page, error) {
 	if p := r.inMemory(no); p != nil {
 		return p, nil
 	}
+	partial := r.Partial()
 	if in.of != r {
 		in.close()
 		f, err := r.store.o.FS.Open(r.store.path(r.file))
@@ -327,12 +331,13 @@ func (in *rowReader) page(r *Run, no int) (page, error) {
 		in.from = no
 		if _, err := in.f.ReadAt(in.buf, r.offset(no)); err != nil {
 			in.buf = in.buf[:0]
-			return nil, r.pageError(no, err)
+			return nil, r.absent(partial, no, err)
 		}
 	}
 	p, err := checkPage(in.buf[(no-in.from)*pageBytes:][:pageBytes], r.ID, no, r.firsts[no])
 	if err != nil {
-		return nil, r.pageError(no, err)
+		in.buf = in.buf[:0] // what was missing may come
+		return nil, r.absent(partial, no, err)
 	}
 	return p, nil
 }

@@ -1,0 +1,439 @@
+package pool
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"graindisk/grains/extent"
+	"graindisk/grains/segment"
+	"graindisk/vdisk/densetree"
+)
+
+// A pool that opens on a fresh host fetches of its maps what it needs to serve, and the rest while it serves:
+//
+//	published checkpoint      fetched at once                      fetched later
+//	---------------------------------------------------------------------------------------------
+//	manifest, tables          all                                  —
+//	usage table, levels 0     all                                  —
+//	runs of lower levels      small ones, and the heads of others  pages: when a lookup asks, and one
+//	                                                               run after the other in the background
+//
+// A run of which only the head is here is partial (densetree.Store.AddPartial): its file has pages or not, and
+// each tells by its checksum. The local checkpoint says of such a run that it is partial and where the published
+// checkpoint has it. What holds it together over crashes:
+//
+//   - A local checkpoint names the heads' files, which are stable before; so what was said of serving only maps
+//     that a stable local checkpoint holds stays true: those need nothing of the targets to be opened.
+//   - What a file lacks, or lost in a crash, is on the targets: a partial run is named by the newest published
+//     checkpoint for as long as it is in a tree, since runs are immutable and later checkpoints name them where
+//     they lie.
+//   - A run is complete only after all of its pages were written, synced and read back, and only complete runs
+//     are merged. So one that left its tree by a merge, and that the published checkpoint names no more, is
+//     whole in its file, for as long as a local checkpoint names that.
+//
+// Whoever needs a page that is away waits for the targets, as for any block that is not cached; the log, the
+// cuts and the local checkpoints do not. A merge that needs a partial run is put off; level 0 grows meanwhile.
+
+// farMaps is what the pool knows of maps that are not all here.
+type farMaps struct {
+	mu      sync.Mutex
+	refs    map[uint64]runRef // where the targets have the runs that are partial, or were when they were opened
+	places  map[partID]partCopy
+	flights map[farPage]chan struct{}
+
+	hurry   atomic.Bool // a merge waits
+	fetched atomic.Int64
+}
+
+// farPage is a page of a run that is on its way, with those that come with it.
+type farPage struct {
+	run uint64
+	no  int
+}
+
+func (f *farMaps) clear() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.refs, f.places, f.flights = map[uint64]runRef{}, map[partID]partCopy{}, map[farPage]chan struct{}{}
+}
+
+func (f *farMaps) ref(run uint64) (runRef, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	r, ok := f.refs[run]
+	return r, ok
+}
+
+func (f *farMaps) setRef(r runRef) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.refs[r.ID] = r
+}
+
+func (f *farMaps) place(id partID) (partCopy, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	c, ok := f.places[id]
+	return c, ok
+}
+
+func (f *farMaps) found(id partID, c partCopy) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.places[id] = c
+}
+
+// begin makes the caller the one who fetches a page; else it returns what is closed when that is done.
+func (f *farMaps) begin(p farPage) (wait <-chan struct{}, end func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if c, ok := f.flights[p]; ok {
+		return c, nil
+	}
+	c := make(chan struct{})
+	f.flights[p] = c
+	return nil, func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		delete(f.flights, p)
+		close(c)
+	}
+}
+
+// [tune]
+const (
+	farWhole   = 64 << 10  // bytes of a run that is fetched whole
+	farGap     = 64 << 10  // between two ranges that are fetched as one
+	farRange   = 1 << 20   // at most in one request, but for what is longer itself
+	farAtOnce  = 32        // requests at an open
+	farTries   = 4         // of each, before all begins anew
+	farPages   = 16        // that a lookup brings
+	farRate    = 128 << 20 // bytes per second in the background
+	farRecount = 30 * time.Second
+)
+
+// farWant is a range of a part that an open needs: a whole run or blob, or the head of a run.
+type farWant struct {
+	ref  runRef
+	len  int64
+	kind farKind
+}
+
+type farKind uint8
+
+const (
+	farRun farKind = iota
+	farHead
+	farBlob
+)
+
+// nearMaps is what was fetched of a checkpoint.
+type nearMaps struct {
+	mu    sync.Mutex
+	runs  map[uint64]*densetree.Run // those of lower levels in files
+	blobs map[runRef][]byte
+	again []farWant // runs whose heads say that all of them is needed
+}
+
+// fetchMaps reads of the runs and blobs that a snapshot names what is needed to serve.
+func (p *Pool) fetchMaps(ctx context.Context, s *snapshot) (*nearMaps, error) {
+	var wants []farWant
+	for _, d := range s.Disks {
+		for _, r := range d.Runs {
+			w := farWant{r, r.Len, farRun}
+			if n := densetree.HeadLen(r.Len); n > 0 && r.Len > p.o.mapWhole {
+				w.kind, w.len = farHead, int64(n)
+			}
+			wants = append(wants, w)
+		}
+	}
+	for _, r := range s.Usage {
+		wants = append(wants, farWant{r, r.Len, farBlob})
+	}
+	near := &nearMaps{runs: map[uint64]*densetree.Run{}, blobs: map[runRef][]byte{}}
+	err := p.fetchWants(ctx, wants, near)
+	if err == nil {
+		err = p.fetchWants(ctx, near.again, near)
+	}
+	if err == nil {
+		err = p.runs.Sync()
+	}
+	if err != nil {
+		p.runs.Discard(slices.Collect(maps.Values(near.runs)))
+		return nil, err
+	}
+	return near, nil
+}
+
+// fetchWants fetches ranges, neighbours together.
+func (p *Pool) fetchWants(ctx context.Context, wants []farWant, near *nearMaps) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(farAtOnce)
+	for _, group := range groupWants(wants) {
+		g.Go(func() error { return p.fetchGroup(ctx, group, near) })
+	}
+	return g.Wait()
+}
+
+func (r runRef) partID() partID { return partID{r.Epoch, r.N, r.Part} }
+
+// groupWants puts together what is fetched with one request each.
+func groupWants(wants []farWant) (groups [][]farWant) {
+	wants = slices.Clone(wants)
+	slices.SortStableFunc(wants, func(a, b farWant) int {
+		x, y := a.ref, b.ref
+		return cmp.Or(cmp.Compare(x.Epoch, y.Epoch), cmp.Compare(x.N, y.N), cmp.Compare(x.Part, y.Part), cmp.Compare(x.Off, y.Off))
+	})
+	for _, w := range wants {
+		if n := len(groups); n > 0 {
+			g := groups[n-1]
+			first, last := g[0], g[len(g)-1]
+			end := w.ref.Off + w.len
+			if w.ref.partID() == first.ref.partID() && w.ref.Off >= last.ref.Off+last.len && w.ref.Off-last.ref.Off-last.len <= farGap && end-first.ref.Off <= farRange {
+				groups[n-1] = append(g, w)
+				continue
+			}
+		}
+		groups = append(groups, []farWant{w})
+	}
+	return groups
+}
+
+// fetchGroup fetches what lies close together in one part.
+func (p *Pool) fetchGroup(ctx context.Context, group []farWant, near *nearMaps) (err error) {
+	first, last := group[0], group[len(group)-1]
+	from, to := first.ref.Off, last.ref.Off+last.len
+	if from < 0 || first.len < 0 || last.len < 0 || to < from || to > partBytesMax {
+		return fmt.Errorf("run %d outside its part: %w", first.ref.ID, segment.ErrDamaged)
+	}
+	b := make([]byte, to-from)
+	var got []farGot
+	check := func() error {
+		got = got[:0]
+		for _, w := range group {
+			x, err := w.decode(b[w.ref.Off-from:][:w.len])
+			if err != nil {
+				return err
+			}
+			got = append(got, x)
+		}
+		return nil
+	}
+	for i, wait := 0, backoff(0); ; i, wait = i+1, wait.next() {
+		err = p.readPart(ctx, first.ref.partID(), from, b, check)
+		if err == nil {
+			break
+		}
+		if final(err) || i == farTries-1 || wait.sleep(ctx) != nil {
+			return err
+		}
+	}
+	for _, x := range got {
+		if err := p.keepNear(x, near); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// farGot is what came of a want.
+type farGot struct {
+	farWant
+	run  *densetree.Run // of a head: good for AddPartial only
+	blob []byte
+}
+
+func (w farWant) decode(b []byte) (farGot, error) {
+	x := farGot{farWant: w}
+	var err error
+	switch w.kind {
+	case farRun:
+		x.run, err = densetree.DecodeRun(b)
+	case farHead:
+		if x.run, err = densetree.DecodeHead(b); err == nil && x.run.EncodedLen() != w.ref.Len {
+			err = fmt.Errorf("run of %d bytes where %d should be: %w", x.run.EncodedLen(), w.ref.Len, segment.ErrDamaged)
+		}
+	case farBlob:
+		x.blob = b
+		if err := extent.NewUsage().Load(b); err != nil && !errors.Is(err, extent.ErrNewer) { // of which decodeUsage tells
+			return x, err
+		}
+	}
+	if err == nil && x.run != nil && x.run.ID != w.ref.ID {
+		err = fmt.Errorf("run %d where %d should be: %w", x.run.ID, w.ref.ID, segment.ErrDamaged)
+	}
+	return x, err
+}
+
+// keepNear puts what came where it belongs: runs of lower levels into files.
+func (p *Pool) keepNear(x farGot, near *nearMaps) (err error) {
+	r := x.run
+	switch {
+	case x.kind == farBlob:
+		near.mu.Lock()
+		defer near.mu.Unlock()
+		near.blobs[x.ref] = x.blob
+		return nil
+	case x.kind == farHead && r.Level == 0:
+		near.mu.Lock()
+		defer near.mu.Unlock()
+		near.again = append(near.again, farWant{x.ref, x.ref.Len, farRun})
+		return nil
+	case x.kind == farHead:
+		p.far.setRef(x.ref)
+		r, err = p.runs.AddPartial(r)
+	default:
+		r, err = p.runs.Adopt(r)
+	}
+	if err != nil {
+		return err
+	}
+	near.mu.Lock()
+	defer near.mu.Unlock()
+	near.runs[x.ref.ID] = r
+	return nil
+}
+
+// farRead reads n pages of a partial run from page no on.
+func (p *Pool) farRead(ctx context.Context, r *densetree.Run, no, n int) ([]byte, error) {
+	ref, ok := p.far.ref(r.ID)
+	if !ok {
+		return nil, fmt.Errorf("run %d is on no target: %w", r.ID, segment.ErrDamaged)
+	}
+	off, length := r.PageRange(no, n)
+	if off+length > ref.Len {
+		return nil, fmt.Errorf("run %d ends before its page %d: %w", r.ID, no+n-1, segment.ErrDamaged)
+	}
+	b := make([]byte, length)
+	err := p.readPart(ctx, ref.partID(), ref.Off+off, b, func() error { return r.CheckPages(no, b) })
+	if err == nil {
+		p.far.fetched.Add(length)
+	}
+	return b, err
+}
+
+// bringPage fetches the page that a lookup waits for, and its neighbours, however long the targets take. Only damage
+// of all copies is an error, and the end of ctx. If somebody else has it fetched meanwhile, or failed to, it
+// returns nil: the lookup tells.
+func (p *Pool) bringPage(ctx context.Context, pe *densetree.PageError) error {
+	defer p.foreground.enter()()
+	r := pe.Partial()
+	no := pe.Page / farPages * farPages
+	for wait := backoff(0); r.Partial(); wait = wait.next() {
+		busy, end := p.far.begin(farPage{r.ID, no})
+		if end == nil {
+			select {
+			case <-busy:
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		b, err := p.farRead(ctx, r, no, min(farPages, r.Pages()-no))
+		if err == nil {
+			err = r.Put(no, b)
+		}
+		end()
+		switch {
+		case err == nil:
+			return nil
+		case final(err):
+			p.o.Log.Error("map cannot be read", "pool", p.o.Name, "err", err)
+			return err
+		case ctx.Err() == nil:
+			p.o.Log.Warn("targets do not answer, read waits for the map", "pool", p.o.Name, "err", err)
+		}
+		if err := wait.sleep(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// bringRun makes a partial run complete, or fails as the targets or the tier do.
+func (p *Pool) bringRun(ctx context.Context, r *densetree.Run) error {
+	return r.Bring(func(no, n int) ([]byte, error) { return p.farRead(ctx, r, no, n) })
+}
+
+// needRuns returns once all of runs are complete. It waits for the targets, until ctx ends.
+func (p *Pool) needRuns(ctx context.Context, runs []*densetree.Run) error {
+	for _, r := range runs {
+		for wait := backoff(0); r.Partial(); wait = wait.next() {
+			err := p.bringRun(ctx, r)
+			if err == nil {
+				break
+			}
+			if final(err) {
+				return err
+			}
+			if wait.sleep(ctx) != nil {
+				return errors.Join(ctx.Err(), err)
+			}
+		}
+	}
+	return nil
+}
+
+// bringMaps makes all partial runs complete, one after the other, making way for guests, until ctx ends. Then
+// nothing of the maps is needed of the targets any more, and a local checkpoint says so.
+func (p *Pool) bringMaps(ctx context.Context) {
+	runs := p.runs.Partial()
+	if len(runs) == 0 || p.o.mapRate < 0 {
+		return
+	}
+	start, failing := time.Now(), false
+	for wait := backoff(0); len(runs) > 0; runs = p.runs.Partial() {
+		var err error
+		for _, r := range runs {
+			if !p.far.hurry.Load() {
+				p.foreground.yield(ctx, warmYield)
+			}
+			began := time.Now()
+			one := p.bringRun(ctx, r)
+			if ctx.Err() != nil {
+				return
+			}
+			if one != nil {
+				err = cmp.Or(err, one)
+				continue
+			}
+			if !p.far.hurry.Load() && !pause(ctx, time.Duration(r.EncodedLen())*time.Second/time.Duration(p.o.mapRate)-time.Since(began)) {
+				return
+			}
+		}
+		if err == nil {
+			continue
+		}
+		if !failing {
+			p.o.Log.Warn("maps not fetched, trying again", "pool", p.o.Name, "err", err)
+		}
+		failing = true
+		if wait = wait.next(); wait.sleep(ctx) != nil {
+			return
+		}
+	}
+	p.o.Log.Info("maps are here", "pool", p.o.Name, "bytes", p.far.fetched.Load(), "took", time.Since(start))
+	p.retryMerges()
+	if err := p.checkpointHere(ctx); err != nil && ctx.Err() == nil && p.log.Failed() == nil {
+		p.o.Log.Warn("local checkpoint not written; the one before holds", "pool", p.o.Name, "err", err)
+	}
+}
+
+// retryMerges has merges go on that waited for partial runs.
+func (p *Pool) retryMerges() {
+	p.mu.Lock()
+	trees := maps.Clone(p.trees)
+	p.mu.Unlock()
+	for _, id := range slices.Sorted(maps.Keys(trees)) {
+		trees[id].Retry()
+	}
+}
