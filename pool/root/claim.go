@@ -182,7 +182,7 @@ func (r *Register) propose(ctx context.Context, t *tenure, v Value) error {
 		return r.rules.quorum(t.cfg, v.Cfg, has)
 	}
 	settled := func(as []answer) bool { return committed(as) || count(as).refused }
-	answers := r.ask(ctx, settled, func(ctx context.Context, tg *target) answer {
+	answers := r.ask(ctx, "accept", settled, func(ctx context.Context, tg *target) answer {
 		return r.edit(ctx, tg, commitTries, func(o Copy) (Copy, verdict) {
 			return r.rules.accept(o, t.ballot, t.ver, v)
 		})
@@ -243,10 +243,10 @@ func (r *Register) tryAcquire(ctx context.Context, admit func(Copy) error) (Copy
 	}
 	promised := func(as []answer) bool {
 		n := count(as)
-		return n.best != nil && n.best.Val.Cfg.Quorum(n.done)
+		return n.best != nil && r.rules.quorum(n.best.Val.Cfg, n.best.Val.Cfg, n.done)
 	}
 	settled := func(as []answer) bool { return promised(as) || count(as).refused }
-	answers := r.ask(ctx, settled, func(ctx context.Context, t *target) answer {
+	answers := r.ask(ctx, "promise", settled, func(ctx context.Context, t *target) answer {
 		return r.edit(ctx, t, claimTries, func(o Copy) (Copy, verdict) { return r.rules.promise(o, b) })
 	})
 	r.noteDown(answers)

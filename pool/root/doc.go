@@ -31,10 +31,11 @@
 //	  ├──► nothing proven by the deadline: ErrUnknown; repeat the same value
 //	  └──► refused: promise a higher B; goes on only if the highest value is our own, else ErrFenced
 //
-// Members change by way of a configuration that holds both sets, and never back from it:
+// Members change by way of a configuration that holds both sets:
 //
 //	seed the new copies ──► commit cfg{no+1, members, next} ──► commit cfg{no+2, members: next}
-//	                        while next is set, a quorum is a majority of members and one of next
+//	                        while next is set, a quorum is      (or members again: taken back)
+//	                        a majority of members and one of next
 //
 // Whoever claims a pool in the middle of a change adopts it with the value and finishes it. A seed is the
 // copy of a member nobody has named yet: accepted {0}, ver 0, value {format, cfg} for people only.
@@ -47,6 +48,5 @@
 //     it may have promised before it was lost. Copies come into being in Create and Seed alone, in Seed
 //     under a uuid that no configuration ever named.
 //   - copies count by the member's uuid, not by their place: a seed is nobody's vote but its own.
-//   - of the configurations that can follow one with next, there is just one.
 //   - a member that two targets show counts once, under the target it was first seen at.
 package root

@@ -18,6 +18,9 @@ const (
 	commitTries = math.MaxInt
 )
 
+// roundStarts is logged as each round of requests starts.
+const roundStarts = "root round starts"
+
 // answer is one target's part in a round.
 type answer struct {
 	verdict verdict // pending, done, refused or down
@@ -25,9 +28,10 @@ type answer struct {
 	err     error   // if down
 }
 
-// ask runs f for every target at once and returns all answers. Once settled says that those given
+// ask runs f for every target at once and returns all answers; what names the round in the log. Once settled says that those given
 // decide the round, the others have r.o.Linger left; then, and when ctx ends, they are cut off.
-func (r *Register) ask(ctx context.Context, settled func([]answer) bool, f func(context.Context, *target) answer) []answer {
+func (r *Register) ask(ctx context.Context, what string, settled func([]answer) bool, f func(context.Context, *target) answer) []answer {
+	r.o.Log.Debug(roundStarts, "round", what)
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	type numbered struct {

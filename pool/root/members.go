@@ -110,7 +110,8 @@ func (r *Register) seedAt(ctx context.Context, t *tenure, tg *target, m Member) 
 
 // Change is the configuration that a change from c to members begins with. Committed, it makes every
 // later quorum take a majority of both sets; then Finish's is committed. Each new member is seeded first.
-// A change has to be finished: whoever claims the pool and finds Next set commits Finish's next.
+// A change has to be finished, or taken back by the old members in a configuration of the next number:
+// whoever claims the pool and finds Next set sees to that.
 // Few members are best changed at a time: while Next is set, a majority of it has to answer too.
 func (c Config) Change(members []Member) Config {
 	return Config{No: c.No + 1, Members: c.Members, Next: members}

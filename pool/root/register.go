@@ -182,7 +182,7 @@ func (r *Register) read(ctx context.Context, all bool) (View, error) {
 // little longer. keep, if not nil, is given each copy and its ETag.
 func (r *Register) survey(ctx context.Context, all bool, keep func(t *target, c Copy, etag string)) View {
 	settled := func(as []answer) bool { return !all && r.view(as).Quorum }
-	return r.view(r.ask(ctx, settled, func(ctx context.Context, t *target) answer {
+	return r.view(r.ask(ctx, "survey", settled, func(ctx context.Context, t *target) answer {
 		c, etag, err := r.get(ctx, t)
 		if err != nil {
 			return answer{verdict: down, err: err}

@@ -23,8 +23,8 @@ type rules struct {
 	version func(ver uint64, unknown, same bool) uint64
 	// follows reports how the configuration c may not follow old.
 	follows func(c, old Config) error
-	// quorum reports whether those for which has is true commit a value with configuration c in a tenure
-	// whose last committed one was old.
+	// quorum reports whether those for which has is true decide on a value with configuration c in a
+	// tenure whose last committed one was old. In a claim both are those of the value it would adopt.
 	quorum func(old, c Config, has func(uuid string) bool) bool
 }
 

@@ -196,9 +196,9 @@ func (v Value) checkSuccessor(old Value) error {
 }
 
 // checkSuccessor reports how c may not follow old: members change one set at a time, by way of a
-// config that holds both sets. What follows that one is the new set, never the old again: a claim that
-// adopts a value judges its quorum by that value's own config, so two configs that take the same number,
-// both proposed and neither committed, would each find a quorum of its own.
+// config that holds both sets. That one is followed by the new set, or by the old one again. Two tenures
+// may try one each: the later of them has first committed the joint config under its own ballot, to a
+// majority of both sets, and what the earlier one tried is no longer the highest in any quorum of either.
 func (c Config) checkSuccessor(old Config) error {
 	same := slices.Equal(c.Members, old.Members)
 	ok := false
@@ -209,7 +209,7 @@ func (c Config) checkSuccessor(old Config) error {
 	case len(old.Next) == 0:
 		ok = same && len(c.Next) > 0
 	default:
-		ok = len(c.Next) == 0 && slices.Equal(c.Members, old.Next)
+		ok = len(c.Next) == 0 && (same || slices.Equal(c.Members, old.Next))
 	}
 	if !ok {
 		return fmt.Errorf("config %d may not follow config %d with these members", c.No, old.No)
