@@ -390,6 +390,9 @@ func (p *Pool) openFresh(ctx context.Context, view *root.Copy) error {
 	} else if v := view.Val; v.State == root.Held { // refused before anything is written
 		return withTakeover(&root.HeldError{Epoch: view.Accepted.Epoch, Owner: v.Owner, OwnerName: v.OwnerName, Cut: v.Cut, Horizon: v.Horizon})
 	}
+	if err := p.refuseNewer(ctx, view.Val); err != nil {
+		return err
+	}
 	if p.logID == (writeback.UUID{}) {
 		if err := p.createLog(); err != nil {
 			return err

@@ -126,6 +126,8 @@ type Options struct {
 	DeleteGrace time.Duration
 	// UndeleteWindow is how long a deleted disk can be had back; default 24 h.
 	UndeleteWindow time.Duration
+	// Probe, if set, is asked whether a target that is empty can hold a pool, before one is created there.
+	Probe func(context.Context, Target) error
 	// RootTimeout is how long Open waits for the root before it serves from an intact log; default 5 s.
 	RootTimeout time.Duration
 	// RootLook is how long it waits instead if the owner of the tier's log is known to have been alive a moment
@@ -381,6 +383,9 @@ func Create(ctx context.Context, o Options) error {
 			return fmt.Errorf("create pool %s: target %s (%s) holds %q: %w; give the pool an empty place or its own prefix", o.Name, t.Name, t.Store, objs[0].Key, ErrNotEmpty)
 		}
 	}
+	if err := o.probeAll(ctx); err != nil {
+		return fmt.Errorf("create pool %s: %w", o.Name, err)
+	}
 	v := root.Value{
 		Format: root.ValueFormat, Cfg: root.Config{No: 1}, State: root.Released, SegLimit: 1,
 		Stripe: root.Stripe{Data: o.Data, Parity: o.Parity}, GrainBytes: GrainBytes, SegmentBytes: o.SegmentBytes,
@@ -393,6 +398,24 @@ func Create(ctx context.Context, o Options) error {
 	}
 	o.Log.Info("pool created", "pool", o.Name, "targets", len(o.Targets), "data", o.Data, "parity", o.Parity)
 	return nil
+}
+
+// probeAll asks Probe of all targets at once.
+func (o Options) probeAll(ctx context.Context) error {
+	if o.Probe == nil {
+		return nil
+	}
+	errs := make([]error, len(o.Targets))
+	var wg sync.WaitGroup
+	for i, t := range o.Targets {
+		wg.Go(func() {
+			if err := o.Probe(ctx, t); err != nil {
+				errs[i] = fmt.Errorf("target %s: %w", t.Name, err)
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
 }
 
 func rootTargets(ts []Target) []root.Target {

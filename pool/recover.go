@@ -55,6 +55,9 @@ func (p *Pool) openLocal(ctx context.Context, id writeback.Identity, view *root.
 	}
 	if reload {
 		// What the root says is ours to build on only once it is committed under our own claim.
+		if err := p.refuseNewer(ctx, view.Val); err != nil {
+			return err
+		}
 		p.forget()
 		if err := p.claim(ctx, root.ClaimOptions{Own: true}); err != nil {
 			return err

@@ -23,7 +23,8 @@ type Check struct {
 	// Result is "ok", "missing" (a pool cannot rest on this store), "dangerous" (it can, and should not) or
 	// "note".
 	Result string `json:"result"`
-	Text   string `json:"text,omitempty"`
+	Text   string `json:"text,omitempty"`   // what was seen
+	Advice string `json:"advice,omitempty"` // what it means and what to do
 }
 
 // The results.
@@ -43,6 +44,27 @@ type Report struct {
 	ReadSeconds   float64 `json:"read_seconds"`
 	PutPerSecond  float64 `json:"put_bytes_per_second"`
 	ReadPerSecond float64 `json:"read_bytes_per_second"`
+}
+
+// Err says what the store lacks to be used, and what to do; nil if it is Usable.
+func (r *Report) Err() error {
+	var errs []error
+	advised := ""
+	for _, c := range r.Checks {
+		if c.Result != Missing {
+			continue
+		}
+		err := fmt.Errorf("%s: %s", c.Name, c.Text)
+		if c.Advice != advised {
+			err = fmt.Errorf("%w (%s)", err, c.Advice)
+			advised = c.Advice
+		}
+		errs = append(errs, err)
+	}
+	if len(errs) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%s cannot hold a pool: %w", r.Store, errors.Join(errs...))
 }
 
 // Usable tells whether a pool can rest on the store.
@@ -68,6 +90,15 @@ type probe struct {
 // Run probes a store. The error says that it could not even begin, or that ctx ended; everything else is in
 // the report.
 func Run(ctx context.Context, s backend.Store) (*Report, error) {
+	return run(ctx, s, true)
+}
+
+// Contract is Run without what only informs: speed, clock and settings.
+func Contract(ctx context.Context, s backend.Store) (*Report, error) {
+	return run(ctx, s, false)
+}
+
+func run(ctx context.Context, s backend.Store, all bool) (*Report, error) {
 	id := make([]byte, 8)
 	rand.Read(id) // never fails
 	p := &probe{s: s, dir: "probe/" + hex.EncodeToString(id) + "/", r: &Report{Store: s.String()}}
@@ -76,29 +107,41 @@ func Run(ctx context.Context, s backend.Store) (*Report, error) {
 		return nil, err
 	}
 	for _, c := range []struct {
-		name string
-		try  func(context.Context) error
+		name   string
+		try    func(context.Context) error
+		advice string
 	}{
-		{"read after write", p.readAfterWrite},
-		{"overwrite", p.overwrite},
-		{"put if absent", p.absent},
-		{"racing puts if absent", p.absentRace},
-		{"put if match", p.match},
-		{"racing puts if match", p.matchRace},
-		{"ranged reads", p.ranges},
-		{"list after write, in order", p.list},
-		{"delete", p.remove},
+		{"read after write", p.readAfterWrite, adviceKeeps},
+		{"overwrite", p.overwrite, adviceKeeps},
+		{"put if absent", p.absent, adviceConditions},
+		{"racing puts if absent", p.absentRace, adviceConditions},
+		{"put if match", p.match, adviceConditions},
+		{"racing puts if match", p.matchRace, adviceConditions},
+		{"ranged reads", p.ranges, adviceReads},
+		{"list after write, in order", p.list, adviceLists},
+		{"delete", p.remove, adviceLists},
 	} {
-		p.add(c.name, c.try(ctx))
+		p.add(c.name, c.try(ctx), c.advice)
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
 	}
-	p.add("speed", p.speed(ctx))
-	p.skew(ctx)
-	p.inspect(ctx)
+	if all {
+		p.add("speed", p.speed(ctx), adviceReads)
+		p.skew(ctx)
+		p.inspect(ctx)
+	}
 	return p.r, ctx.Err()
 }
+
+// What a check that fails means, and what to do about it.
+const (
+	adviceKeeps = "it does not keep what it acknowledges, so it would lose data: use another store, or take away the cache in front of it"
+	// The register's safety is that of conditional puts: see pool/root.
+	adviceConditions = "two gateways could own the pool at once and destroy it: use a store, or a version of it, that keeps If-None-Match and If-Match on PUT, and take away any proxy that drops or answers them"
+	adviceReads      = "data could not be read back: use another store, or take away the proxy in front of it"
+	adviceLists      = "what is stored could not be told: use another store, or take away the cache in front of it"
+)
 
 func (p *probe) key(name string) string {
 	k := p.dir + name
@@ -115,10 +158,10 @@ func (p *probe) clean() {
 	}
 }
 
-func (p *probe) add(name string, err error) {
+func (p *probe) add(name string, err error, advice string) {
 	c := Check{Name: name, Result: OK}
 	if err != nil {
-		c.Result, c.Text = Missing, err.Error()
+		c.Result, c.Text, c.Advice = Missing, err.Error(), advice
 	}
 	p.r.Checks = append(p.r.Checks, c)
 }
@@ -400,7 +443,7 @@ func (p *probe) inspect(ctx context.Context) {
 	}
 	found, err := i.Inspect(ctx)
 	if err != nil {
-		p.r.Checks = append(p.r.Checks, Check{"settings", Note, "not to be seen: " + err.Error()})
+		p.r.Checks = append(p.r.Checks, Check{Name: "settings", Result: Note, Text: "not to be seen: " + err.Error()})
 		return
 	}
 	for _, f := range found {

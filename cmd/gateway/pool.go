@@ -27,7 +27,8 @@ func newPoolCreateCmd(a *app) *cobra.Command {
 		Use:   "create NAME",
 		Short: "Create a configured pool on its targets, which must be empty",
 		Long: `Create the pool NAME of the configuration: write its root to every target. Every target must be
-empty below its prefix. Nothing is served; start "gateway serve" afterwards.`,
+empty below its prefix, and is proven by real requests to keep what a pool stands on: see "gateway pool check".
+Nothing is served; start "gateway serve" afterwards.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return runPoolCreate(cmd.Context(), a, args[0]) },
 	}
@@ -46,6 +47,7 @@ func runPoolCreate(ctx context.Context, a *app, name string) error {
 	if err != nil {
 		return err
 	}
+	o.Probe = probeTarget
 	if err := pool.Create(ctx, o); err != nil {
 		return err
 	}

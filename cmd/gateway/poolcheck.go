@@ -12,6 +12,7 @@ import (
 	"graindisk/api"
 	"graindisk/backend/probe"
 	"graindisk/config"
+	"graindisk/pool"
 )
 
 func newPoolCheckCmd(a *app) *cobra.Command {
@@ -78,8 +79,8 @@ func runPoolCheck(ctx context.Context, a *app, names []string) error {
 }
 
 // checkTarget probes a target. Its error is that ctx ended.
-func checkTarget(ctx context.Context, a *app, pool string, t config.Target) (targetReport, error) {
-	r := targetReport{Pool: pool, Target: t.Name}
+func checkTarget(ctx context.Context, a *app, poolName string, t config.Target) (targetReport, error) {
+	r := targetReport{Pool: poolName, Target: t.Name}
 	s, err := openStore(ctx, t, false, 0, newLogger(a, false))
 	if err == nil {
 		r.Report, err = probe.Run(ctx, s)
@@ -93,6 +94,15 @@ func checkTarget(ctx context.Context, a *app, pool string, t config.Target) (tar
 	return r, nil
 }
 
+// probeTarget is the pool.Options.Probe of a pool that is being created.
+func probeTarget(ctx context.Context, t pool.Target) error {
+	r, err := probe.Contract(ctx, t.Store)
+	if err != nil {
+		return err
+	}
+	return r.Err()
+}
+
 func printTargetReport(a *app, r targetReport) {
 	if r.Report == nil {
 		fmt.Fprintf(a.stdout, "pool %s, target %s: %s\n", r.Pool, r.Target, r.Error)
@@ -103,6 +113,9 @@ func printTargetReport(a *app, r targetReport) {
 		fmt.Fprintf(a.stdout, "  %-9s  %s", c.Result, c.Name)
 		if c.Text != "" {
 			fmt.Fprintf(a.stdout, ": %s", c.Text)
+		}
+		if c.Advice != "" {
+			fmt.Fprintf(a.stdout, "\n             %s", c.Advice)
 		}
 		fmt.Fprintln(a.stdout)
 	}

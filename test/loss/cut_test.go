@@ -1,11 +1,13 @@
 package loss
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"testing"
@@ -18,35 +20,47 @@ import (
 )
 
 const (
-	lockstepBlocks = 2048 // of each disk
-	hostsLost      = 5    // in a short run
-	holeOneIn      = 8
-	runBlocksMax   = 16
+	disks        = 4
+	writers      = 2    // at a time, of each disk
+	diskBlocks   = 2048 // of each disk
+	hostsLost    = 5    // in a short run
+	hostsSoak    = 50   // in a long one, at least
+	holeOneIn    = 8
+	runBlocksMax = 16
 )
 
-// TestLostHostComesBackAtOneCut writes two disks in turn, one write at a time, while the gateway publishes
-// as it likes, kills it at a random moment, takes its SSD away and takes the pool over. Both disks must
-// show one and the same prefix of what was written, which holds every cut known to be published.
+// TestLostHostComesBackAtOneCut writes four disks, two writes of each at a time, while the gateway publishes as it
+// likes, kills it at a random moment, takes its SSD away and takes the pool over. All disks must show one and the same
+// prefix of what was acknowledged, which holds every cut known to be published; and an image of each, extracted
+// before that, must be the same.
 func TestLostHostComesBackAtOneCut(t *testing.T) {
 	seed, until := seedAndEnd(t)
+	rounds := hostsLost
+	if !until.IsZero() {
+		rounds = hostsSoak
+	}
 	random := rand.New(rand.NewPCG(seed, 0))
-	s := newSite(t, []target{newDirectory(t), newDirectory(t), newDirectory(t)}, "{name: a, size: 8MiB}, {name: b, size: 8MiB}")
-	l := &lockstep{model: crashtest.NewModel(), random: random}
-	l.model.AddDisk(1, lockstepBlocks)
-	l.model.AddDisk(2, lockstepBlocks)
+	s := newSite(t, []target{newDirectory(t), newDirectory(t), newDirectory(t)},
+		"{name: a, size: 8MiB}, {name: b, size: 8MiB}, {name: c, size: 8MiB}, {name: d, size: 8MiB}")
+	l := &load{model: crashtest.NewModel(), random: random}
+	for d := range disks {
+		l.model.AddDisk(block.DiskID(d+1), diskBlocks)
+	}
 
 	g := s.serve(t)
 	round, written, lost := 0, 0, 0
-	for ; round < hostsLost || time.Now().Before(until); round++ {
+	for ; round < rounds || time.Now().Before(until); round++ {
 		l.connect(t, g)
 		n := l.writeUntilKilled(t, s, g, time.Duration(500+random.IntN(4000))*time.Millisecond)
 		s.loseHost(t, g)
+		images := l.extract(t, s)
 		g = s.serve(t, "--takeover")
 		l.connect(t, g)
 		cut := harness.Show(t, "a", "--config", s.config).PublishedCut
 		if err := l.model.CheckCut(l.read, cut); err != nil {
 			t.Fatalf("round %d, cut %d: %v", round, cut, err)
 		}
+		l.expectImages(t, images, cut)
 		gone := l.lostSince(t)
 		if err := l.model.Recover(l.read); err != nil {
 			t.Fatalf("round %d: %v", round, err)
@@ -55,6 +69,7 @@ func TestLostHostComesBackAtOneCut(t *testing.T) {
 		t.Logf("COUNT round %d: %d writes, back at cut %d without the last %d of them", round, n, cut, gone)
 		written, lost = written+n, lost+gone
 	}
+	t.Logf("COUNT %d hosts lost, each at one cut of %d disks", round, disks)
 	// A host that loses all or nothing would show little.
 	if written < 100*round || lost == 0 || lost > written*9/10 {
 		t.Errorf("%d writes and %d of them lost in %d rounds: nothing much was tested", written, lost, round)
@@ -81,16 +96,17 @@ func seedAndEnd(t *testing.T) (seed uint64, until time.Time) {
 	return seed, until
 }
 
-// lockstep writes two disks in turn. Disk i of the model is clients[i-1].
-type lockstep struct {
+// load writes disks. Disk i of the model is clients[i-1].
+type load struct {
 	model   *crashtest.Model
 	random  *rand.Rand
 	clients []*nbdclient.Client
-	turn    int
-	round   []uint64 // the writes of this round, by their numbers in the model
+
+	mu    sync.Mutex
+	round []uint64 // the acknowledged writes of this round, by their numbers in the model
 }
 
-func (l *lockstep) connect(t *testing.T, g *harness.Gateway) {
+func (l *load) connect(t *testing.T, g *harness.Gateway) {
 	t.Helper()
 	for _, c := range l.clients {
 		c.Close()
@@ -108,7 +124,7 @@ func (l *lockstep) connect(t *testing.T, g *harness.Gateway) {
 
 // writeUntilKilled writes until the gateway dies, which it does after d, and returns how many writes were
 // acknowledged. Beside it a second goroutine notes what is certainly published.
-func (l *lockstep) writeUntilKilled(t *testing.T, s site, g *harness.Gateway, d time.Duration) (acked int) {
+func (l *load) writeUntilKilled(t *testing.T, s site, g *harness.Gateway, d time.Duration) (acked int) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
@@ -119,16 +135,22 @@ func (l *lockstep) writeUntilKilled(t *testing.T, s site, g *harness.Gateway, d 
 		g.Kill()
 	})
 	l.round = l.round[:0]
-	for l.step(t) == nil {
-		acked++
+	for i, c := range l.clients {
+		for range writers {
+			random := rand.New(rand.NewPCG(l.random.Uint64(), 0))
+			wg.Go(func() {
+				for l.step(t, c, block.DiskID(i+1), random) == nil {
+				}
+			})
+		}
 	}
 	wg.Wait()
-	return acked
+	return len(l.round)
 }
 
 // notePublished asks for the newest cut, again and again. The cut after the one that it is told may have
 // been frozen already, but the one after that holds all that was acknowledged before it asked.
-func (l *lockstep) notePublished(ctx context.Context, t *testing.T, s site) {
+func (l *load) notePublished(ctx context.Context, t *testing.T, s site) {
 	for ctx.Err() == nil {
 		mark := l.model.Mark()
 		r := harness.Run(t, "disk", "show", "a", "--config", s.config, "--json")
@@ -144,31 +166,68 @@ func (l *lockstep) notePublished(ctx context.Context, t *testing.T, s site) {
 	}
 }
 
-// step writes or unmaps a few blocks of the disk whose turn it is.
-func (l *lockstep) step(t *testing.T) error {
-	disk := l.turn%2 + 1
-	l.turn++
-	c, id := l.clients[disk-1], block.DiskID(disk)
-	n := 1 + l.random.IntN(runBlocksMax)
-	lba := l.random.IntN(lockstepBlocks - n + 1)
-	if l.random.IntN(holeOneIn) == 0 {
+// step writes or unmaps a few blocks of a disk.
+func (l *load) step(t *testing.T, c *nbdclient.Client, id block.DiskID, random *rand.Rand) error {
+	n := 1 + random.IntN(runBlocksMax)
+	lba := random.IntN(diskBlocks - n + 1)
+	if random.IntN(holeOneIn) == 0 {
 		op := l.model.IssueHole(id, block.LBA(lba), n)
-		return l.acked(op, c.Trim(t.Context(), int64(lba)*block.Size, int64(n)*block.Size, false))
+		err := c.Trim(t.Context(), int64(lba)*block.Size, int64(n)*block.Size, false)
+		if err == nil {
+			l.model.Acked(op)
+		}
+		return err
 	}
 	op, data := l.model.IssueWrite(id, block.LBA(lba), n)
-	l.round = append(l.round, op)
-	return l.acked(op, c.WriteAt(t.Context(), data, int64(lba)*block.Size, false))
-}
-
-func (l *lockstep) acked(op uint64, err error) error {
+	err := c.WriteAt(t.Context(), data, int64(lba)*block.Size, false)
 	if err == nil {
 		l.model.Acked(op)
+		l.mu.Lock()
+		l.round = append(l.round, op)
+		l.mu.Unlock()
 	}
 	return err
 }
 
+// image is a disk as extract wrote it, and the cut that it is of.
+type image struct {
+	cut  uint64
+	data []byte
+}
+
+// extract writes an image of each disk, without any gateway.
+func (l *load) extract(t *testing.T, s site) (images []image) {
+	t.Helper()
+	dir := t.TempDir()
+	for i := range disks {
+		to := filepath.Join(dir, string(rune('a'+i)))
+		var r struct{ Cut uint64 }
+		harness.JSON(t, &r, "extract", filepath.Base(to), to, "--config", s.config)
+		data, err := os.ReadFile(to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		images = append(images, image{r.Cut, data})
+	}
+	return images
+}
+
+// expectImages expects images of the disks as they are now, of the given cut.
+func (l *load) expectImages(t *testing.T, images []image, cut uint64) {
+	t.Helper()
+	for i, c := range l.clients {
+		b := make([]byte, diskBlocks*block.Size)
+		if err := c.ReadAt(t.Context(), b, 0); err != nil {
+			t.Fatal(err)
+		}
+		if images[i].cut != cut || !bytes.Equal(images[i].data, b) {
+			t.Errorf("disk %d: the image of cut %d is not what the disk has at cut %d", i+1, images[i].cut, cut)
+		}
+	}
+}
+
 // read is what a disk shows now.
-func (l *lockstep) read(disk block.DiskID, lba block.LBA) (crashtest.Stamp, error) {
+func (l *load) read(disk block.DiskID, lba block.LBA) (crashtest.Stamp, error) {
 	b := make([]byte, block.Size)
 	if err := l.clients[disk-1].ReadAt(context.Background(), b, int64(lba)*block.Size); err != nil {
 		return crashtest.Stamp{}, fmt.Errorf("read: %w", err)
@@ -176,12 +235,12 @@ func (l *lockstep) read(disk block.DiskID, lba block.LBA) (crashtest.Stamp, erro
 	return crashtest.ParseStamp(b)
 }
 
-// lostSince counts the writes of this round that came after the newest one that either disk shows.
-func (l *lockstep) lostSince(t *testing.T) (n int) {
+// lostSince counts the writes of this round that came after the newest one that any disk shows.
+func (l *load) lostSince(t *testing.T) (n int) {
 	t.Helper()
 	var newest uint64
-	for disk := range block.DiskID(2) {
-		for lba := range block.LBA(lockstepBlocks) {
+	for disk := range block.DiskID(disks) {
+		for lba := range block.LBA(diskBlocks) {
 			s, err := l.read(disk+1, lba)
 			if err != nil {
 				t.Fatal(err)
