@@ -5,6 +5,12 @@
 //	GET  /v1/disks          []pool.DiskInfo
 //	POST /v1/disks          NewDisk → pool.DiskInfo
 //	GET  /v1/disks/{name}   pool.DiskInfo
+//	DELETE /v1/disks/{name}           DeleteDisk → {}
+//	POST /v1/disks/{name}/undelete    UndeleteDisk → pool.DiskInfo
+//	POST /v1/disks/{name}/rename      RenameDisk → pool.DiskInfo
+//	POST /v1/disks/{name}/resize      ResizeDisk → pool.DiskInfo
+//	GET  /v1/deleted-disks  []pool.DeletedDisk
+//	POST /v1/pools/{name}/fsck        Fsck → pool.FsckReport
 //	GET  /v1/pools          []pool.Status
 //	GET  /v1/pools/{name}   pool.Status
 //	GET  /metrics           Prometheus text
@@ -45,7 +51,7 @@ type NewDisk struct {
 }
 
 // Error is the body of every failure. Code is for programs: "no_such_disk", "no_such_pool", "exists",
-// "bad_request", "stopped", "failed".
+// "in_use", "would_shrink", "bad_request", "stopped", "failed".
 type Error struct {
 	Code    string `json:"code"`
 	Message string `json:"error"`
@@ -72,6 +78,8 @@ var codes = []struct {
 	{pool.ErrNoDisk, "no_such_disk", http.StatusNotFound},
 	{ErrNoPool, "no_such_pool", http.StatusNotFound},
 	{pool.ErrExists, "exists", http.StatusConflict},
+	{pool.ErrInUse, "in_use", http.StatusConflict},
+	{pool.ErrShrink, "would_shrink", http.StatusConflict},
 	{ErrBadRequest, "bad_request", http.StatusBadRequest},
 }
 
@@ -87,6 +95,7 @@ type Gateway interface {
 	CreateDisk(ctx context.Context, d NewDisk) (pool.DiskInfo, error)
 	Pools() []pool.Status
 	Pool(name string) (pool.Status, error)
+	DiskOperator
 }
 
 const bodyBytesMax = 1 << 20
@@ -105,6 +114,7 @@ func Handler(g Gateway, metrics http.Handler) http.Handler {
 	mux.HandleFunc("POST /v1/disks", func(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusCreated)(createDisk(g, w, r))
 	})
+	handleDiskOps(mux, g)
 	if metrics != nil {
 		mux.Handle("GET /metrics", metrics)
 	}

@@ -90,6 +90,12 @@ func (c *Config) checkPool(col *collector, name string, disks map[string]string)
 	if key := at + ".max_exposure"; p.MaxExposure != 0 && p.MaxExposure < maxExposureMin && !col.bad(key) {
 		col.add(Problem{Key: key, Value: p.MaxExposure.String(), Msg: fmt.Sprintf("%v is less than %v", p.MaxExposure, maxExposureMin)})
 	}
+	if p.DeleteGrace != 0 {
+		checkAtLeast(col, at+".delete_grace", p.DeleteGrace, time.Second)
+	}
+	if p.UndeleteWindow != 0 {
+		checkAtLeast(col, at+".undelete_window", p.UndeleteWindow, time.Second)
+	}
 	if p.MaxExposureAge != 0 && !col.bad(at+".max_dirty_age") {
 		checkAtLeast(col, at+".max_exposure_age", p.MaxExposureAge, 2*p.MaxDirtyAge)
 	}

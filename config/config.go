@@ -180,6 +180,10 @@ type Pool struct {
 	// writes wait. Default 0, no bound; else at least 64 MiB, and twice MaxDirtyAge.
 	MaxExposure    Bytes         `yaml:"max_exposure,omitempty"`
 	MaxExposureAge time.Duration `yaml:"max_exposure_age,omitempty"`
+	// DeleteGrace is how long what nothing needs stays on the targets, for readers of an older root; default 24 h.
+	DeleteGrace time.Duration `yaml:"delete_grace,omitempty"`
+	// UndeleteWindow is how long a deleted disk can be had back; default 24 h.
+	UndeleteWindow time.Duration `yaml:"undelete_window,omitempty"`
 	// Compression packs new segments; default none. What is stored already stays as it is.
 	Compression Compression `yaml:"compression"`
 	Targets     []Target    `yaml:"targets"`

@@ -114,7 +114,8 @@ var crashKinds = []string{
 	"I1 states compared after a process crash", "I1 states compared after a power cut", "I1 states compared after a lost host",
 	"I1 states compared after a clean close", "I5 recoveries repeated",
 	"I2 entries checked", "I3 roots followed", "I4 puts checked", "I6 bytes rotten in slots",
-	"I6 slots unreadable", "I6 shards rotten", "I6 disks read through rot", "disks made in mid-life",
+	"I6 slots unreadable", "I6 shards rotten", "I6 disks read through rot", "disks made in mid-life", "disks deleted", "disks undeleted", "disks dropped", "disks renamed", "disks resized",
+	"segments reclaimed", "objects of checkpoints reclaimed", "I3 segments of checkpoints checked",
 	"faults armed: sync", "faults armed: write", "faults armed: syncdir", "faults armed: create", "faults armed: remove",
 	"tiers filled", "tier sizes drawn anew", "histories of large pools", "histories with small levels",
 	"histories with far maps", "lives with far maps", "lives that ended with far maps", "I1 states compared with far maps",
@@ -407,7 +408,7 @@ func (w *world) closeClean() error {
 	}
 	w.model.Published(p.pubCut(), mark)
 	w.saidPublished(p.pubCut())
-	w.disksPublished(w.created())
+	w.rowsPublished(w.acked())
 	w.down(lostNothing)
 	w.moveOn()
 	return nil
@@ -448,7 +449,7 @@ func oldHostComesBack(t *testing.T, released, away bool) {
 	}
 	write := func(p *Pool, l *life, fill byte) {
 		t.Helper()
-		vd, err := p.Disk(d.name)
+		vd, err := p.Disk(d.name())
 		if err == nil {
 			err = vd.Write(l.ctx, []vdisk.Op{{Kind: vdisk.OpWrite, Len: block.Size, Data: bytes.Repeat([]byte{fill}, block.Size)}}, true)
 		}
@@ -462,7 +463,7 @@ func oldHostComesBack(t *testing.T, released, away bool) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := p.CreateDisk(l.ctx, d.name, int64(d.blocks)*block.Size); err != nil {
+	if _, err := p.CreateDisk(l.ctx, d.name(), int64(d.blocks)*block.Size); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.Publish(l.ctx); err != nil {
@@ -520,7 +521,7 @@ func oldHostComesBack(t *testing.T, released, away bool) {
 	if !errors.Is(err, root.ErrFenced) && !errors.Is(err, root.ErrHeld) && !errors.Is(err, ErrForeignTier) {
 		t.Errorf("the old host published over the new owner: %v", err)
 	}
-	if vd, err := z.Disk(d.name); err == nil {
+	if vd, err := z.Disk(d.name()); err == nil {
 		if err := vd.Flush(zl.ctx); !errors.Is(err, vdisk.ErrFenced) {
 			t.Errorf("the old host still serves: %v", err)
 		}
@@ -565,7 +566,7 @@ func TestHalfCommittedCut(t *testing.T) {
 	write := func(at int64) []byte {
 		t.Helper()
 		data := bytes.Repeat([]byte{byte('a' + at)}, block.Size)
-		vd, err := w.p.Disk(d.name)
+		vd, err := w.p.Disk(d.name())
 		if err == nil {
 			err = vd.Write(w.life.ctx, []vdisk.Op{{Kind: vdisk.OpWrite, Off: at * block.Size, Len: block.Size, Data: data}}, true)
 		}
@@ -576,7 +577,7 @@ func TestHalfCommittedCut(t *testing.T) {
 	}
 
 	start()
-	if _, err := w.p.CreateDisk(w.life.ctx, d.name, int64(d.blocks)*block.Size); err != nil {
+	if _, err := w.p.CreateDisk(w.life.ctx, d.name(), int64(d.blocks)*block.Size); err != nil {
 		t.Fatal(err)
 	}
 	if err := w.p.Publish(w.life.ctx); err != nil {
@@ -613,7 +614,7 @@ func TestHalfCommittedCut(t *testing.T) {
 	for _, l := range []loss{lostPower, lostHost} {
 		w.down(l)
 		start()
-		vd, err := w.p.Disk(d.name)
+		vd, err := w.p.Disk(d.name())
 		if err != nil {
 			t.Fatal(err)
 		}

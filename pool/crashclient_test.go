@@ -34,17 +34,35 @@ func (c *client) step(ctx context.Context) error {
 		time.Sleep(time.Duration(c.rng.Int64N(int64(30 * time.Millisecond))))
 	}
 	d := c.w.disks[c.rng.IntN(len(c.w.disks))]
-	vd, err := c.p.Disk(d.name)
-	if errors.Is(err, ErrNoDisk) && !d.created.Load() { // one that is yet to be made, by the first client
+	now, changing := d.view()
+	if !d.created() && !changing { // one that is yet to be made, by the first client
 		if c.creates {
 			c.w.stats.inc("disks made in mid-life")
 			return c.w.createMissing(ctx, 1)
 		}
 		return nil
 	}
+	if c.creates && c.rng.IntN(40) == 0 || c.creates && now.deleted {
+		return c.operate(ctx, d)
+	}
+	if now.deleted || changing {
+		return nil
+	}
+	vd, err := c.p.Disk(now.name)
+	if err != nil && c.tolerable(d, err) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
+	if err := c.ask(ctx, d, vd); err != nil && !c.tolerable(d, err) {
+		return err
+	}
+	return nil
+}
+
+// ask sends a request to a disk.
+func (c *client) ask(ctx context.Context, d *crashDisk, vd *vdisk.Disk) error {
 	c.w.stats.ops.Add(1)
 	switch n := c.rng.IntN(100); {
 	case n < 6 && c.rng.IntN(3) == 0: // both at once
@@ -87,7 +105,8 @@ func (c *client) step(ctx context.Context) error {
 // draw makes up one write, trim or write of zeroes and issues it to the model. Every block is an
 // operation of its own to the model, since the log may split a write between blocks.
 func (c *client) draw(d *crashDisk) (vdisk.Op, []uint64) {
-	sectors := d.blocks * sectorsPerBlock
+	now, _ := d.view()
+	sectors := now.blocks * sectorsPerBlock
 	kind := vdisk.OpWrite
 	most := c.w.shape.writeBlocks * sectorsPerBlock
 	switch n := c.rng.IntN(20); {
@@ -102,7 +121,7 @@ func (c *client) draw(d *crashDisk) (vdisk.Op, []uint64) {
 		most = min(most, sectorsPerBlock)
 	}
 	if c.w.hot > 0 && d.id == 1 && c.rng.IntN(2) == 0 {
-		sectors = c.w.hot * sectorsPerBlock
+		sectors = min(sectors, c.w.hot*sectorsPerBlock)
 		most = min(most, [...]int{4, 2 * sectorsPerBlock}[c.rng.IntN(2)])
 	}
 	first := c.rng.IntN(sectors)
@@ -140,7 +159,7 @@ func (c *client) draw(d *crashDisk) (vdisk.Op, []uint64) {
 // publish asks for a cut. With nobody else at work the cut is known to the byte.
 func (c *client) publish(ctx context.Context) error {
 	w := c.w
-	mark, there := w.model.Mark(), w.created()
+	mark, acked := w.model.Mark(), w.acked()
 	if err := c.p.Publish(ctx); err != nil {
 		return err
 	}
@@ -148,10 +167,10 @@ func (c *client) publish(ctx context.Context) error {
 	w.model.Published(cut, mark)
 	w.saidPublished(cut)
 	w.stats.published.Add(1)
+	w.rowsPublished(acked)
 	if !c.alone {
 		return nil
 	}
-	w.disksPublished(there)
 	if all, err := w.content(c.p); err == nil {
 		w.exact[cut] = all
 	}
@@ -174,59 +193,30 @@ func (w *world) saidPublished(cut uint64) {
 	}
 }
 
-// created are the disks there are.
-func (w *world) created() (there []*crashDisk) {
-	for _, d := range w.disks {
-		if d.created.Load() {
-			there = append(there, d)
-		}
-	}
-	return there
-}
-
-// disksPublished notes that a cut holds the making of these disks.
-func (w *world) disksPublished(there []*crashDisk) {
-	for _, d := range there {
-		d.published.Store(true)
-	}
-}
-
 // createMissing makes disks that are not there, in their order, at most so many.
 func (w *world) createMissing(ctx context.Context, most int) error {
 	for _, d := range w.disks {
-		if d.created.Load() {
+		if d.created() {
 			continue
 		}
 		if most--; most < 0 {
 			return nil
 		}
-		if _, err := w.p.Disk(d.name); errors.Is(err, ErrNoDisk) {
-			if err := w.create(ctx, d); err != nil {
-				return err
+		d.issue(diskVersion{name: d.name(), blocks: d.blocks})
+		p := w.p
+		err := w.unlessDead(ctx, func() error {
+			vd, err := p.CreateDisk(ctx, d.name(), int64(d.blocks)*block.Size)
+			if err == nil && vd.ID() != d.id {
+				err = fmt.Errorf("disk %s was made as number %d, not %d", d.name(), vd.ID(), d.id)
 			}
+			return err
+		})
+		if err != nil {
+			return err
 		}
-		d.created.Store(true)
+		d.settle()
 	}
 	return nil
-}
-
-// create makes a disk. The pool does not let go before the log has taken or refused the record, which the
-// log of a dead process may never do.
-func (w *world) create(ctx context.Context, d *crashDisk) error {
-	p, done := w.p, make(chan error, 1)
-	go func() {
-		vd, err := p.CreateDisk(ctx, d.name, int64(d.blocks)*block.Size)
-		if err == nil && vd.ID() != d.id {
-			err = fmt.Errorf("disk %s was made as number %d, not %d", d.name, vd.ID(), d.id)
-		}
-		done <- err
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }
 
 // stampSector fills a sector with what tells operation op on it from any other.

@@ -10,6 +10,7 @@ import (
 
 	"graindisk/backend"
 	"graindisk/backend/backendtest"
+	"graindisk/block"
 	"graindisk/internal/crashtest"
 	"graindisk/pool/root"
 )
@@ -65,13 +66,14 @@ type guarded struct {
 
 	mu     sync.Mutex
 	rng    *rand.Rand
-	used   map[string]bool
+	used   map[string]uint32 // checksums
+	gone   map[string]bool   // was deleted: a request that arrives late may bring it back, an orphan
 	echoes []func()
 	broken error // the first violation
 }
 
 func newGuarded(name string, seed uint64, stats *crashStats) *guarded {
-	return &guarded{Memory: backendtest.NewMemory(name), stats: stats, rng: rand.New(rand.NewPCG(seed, 5)), used: map[string]bool{}}
+	return &guarded{Memory: backendtest.NewMemory(name), stats: stats, rng: rand.New(rand.NewPCG(seed, 5)), used: map[string]uint32{}, gone: map[string]bool{}}
 }
 
 var errImmutable = errors.New("the object is immutable")
@@ -85,7 +87,8 @@ func (g *guarded) Put(ctx context.Context, key string, body []byte, c backend.Co
 	g.echoLocked()
 	if !mutable(key) {
 		g.stats.inc("I4 puts checked")
-		if !c.Absent || g.used[key] && !g.has(key) {
+		was, used := g.used[key]
+		if !c.Absent || used && !g.has(key) && !(g.gone[key] && was == block.CRC(body)) {
 			g.violatedLocked("I4: %s at %s was put again (absent: %v)", key, g, c.Absent)
 			return "", &backend.Error{Op: "put", Store: g.String(), Key: key, Class: backend.Permanent, Err: errImmutable}
 		}
@@ -93,20 +96,23 @@ func (g *guarded) Put(ctx context.Context, key string, body []byte, c backend.Co
 	if g.rng.IntN(50) == 0 {
 		body := bytes.Clone(body) // it is the caller's, who uses it again
 		g.echoes = append(g.echoes, func() {
-			if _, err := g.Memory.Put(context.Background(), key, body, c); err == nil && !mutable(key) {
+			if _, err := g.Memory.Put(context.Background(), key, body, c); err == nil && !mutable(key) && !g.gone[key] {
 				g.violatedLocked("I4: the echo of a put of %s took effect", key)
 			}
 		})
 	}
 	etag, err := g.Memory.Put(ctx, key, body, c)
 	if err == nil {
-		g.used[key] = true
+		g.used[key] = block.CRC(body)
 	}
 	return etag, err
 }
 
 func (g *guarded) Delete(ctx context.Context, key string) error {
 	g.stats.inc("I3 objects deleted")
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.gone[key] = true
 	return g.Memory.Delete(ctx, key)
 }
 

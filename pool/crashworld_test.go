@@ -80,7 +80,7 @@ type world struct {
 	model  *crashtest.Model
 	disks  []*crashDisk
 	auto   bool          // cuts happen by age as well
-	grace  time.Duration // of deleting, and of undeleting
+	grace  time.Duration // of deleting
 	tight  bool          // checkpoints, local and published, come often, and publications are recorded in pieces
 
 	p      *Pool
@@ -91,15 +91,6 @@ type world struct {
 	stale  []*life       // of dead processes; late requests may still be on their way
 	stats  *crashStats
 	trace  *trace
-}
-
-// crashDisk is a disk of the world. Its number in the model is its number in the pool.
-type crashDisk struct {
-	id        block.DiskID
-	name      string
-	blocks    int
-	created   atomic.Bool
-	published atomic.Bool // its creation
 }
 
 // life is one process as its targets see it: when it dies, and when a target goes away.
@@ -242,7 +233,7 @@ func newWorld(seed uint64, sched *crashtest.Sched, tr *trace, stats *crashStats)
 	w.auto, w.tight, w.codec = w.rng.IntN(3) == 0, w.rng.IntN(2) == 0, segment.Codec(w.rng.IntN(3))
 	w.grace = time.Duration(1+w.rng.Int64N([...]int64{60, 4000}[w.rng.IntN(4)/3])) * time.Millisecond
 	for i := range 2 + w.rng.IntN(2) {
-		d := &crashDisk{id: block.DiskID(i + 1), name: fmt.Sprintf("disk%d", i+1), blocks: w.shape.blocks + w.rng.IntN(2*w.shape.blocks)}
+		d := &crashDisk{id: block.DiskID(i + 1), blocks: w.shape.blocks + w.rng.IntN(2*w.shape.blocks)}
 		w.disks = append(w.disks, d)
 		w.model.AddDisk(d.id, d.blocks*sectorsPerBlock)
 	}
@@ -260,7 +251,7 @@ func (w *world) options(fs *crashtest.FS, l *life) Options {
 		Name: "main", FS: fs, TierDir: "/tier", TierBytes: int64(w.slots) * w.shape.slotBytes, SlotBytes: w.shape.slotBytes,
 		SegmentBytes: w.shape.segmentBytes, Compression: w.codec, mapLevel0: w.level0, mapRun: w.run, MaxDirtyAge: time.Hour, Host: "host", Log: slog.New(slog.NewTextHandler(w.trace, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
-	o.DeleteGrace, o.UndeleteWindow = w.grace, w.grace
+	o.DeleteGrace, o.UndeleteWindow = w.grace, 1000*time.Hour
 	o.reclaimTick, o.reclaimRound = 3*time.Millisecond+w.grace/7, 2*time.Millisecond+w.grace/3
 	if w.tight {
 		o.CheckpointCuts, o.CheckpointBytes, o.tableRows, o.publicationBytes = 6, 64<<10, 10, 300
@@ -452,21 +443,13 @@ func (w *world) moveOn() {
 
 // content reads all disks; one that is not there is all zeroes.
 func (w *world) content(p *Pool) ([][]byte, error) {
+	if err := w.shownDisks(p); err != nil {
+		return nil, err
+	}
 	all := make([][]byte, len(w.disks))
 	for i, d := range w.disks {
-		all[i] = make([]byte, d.blocks*block.Size)
-		vd, err := p.Disk(d.name)
-		switch {
-		case errors.Is(err, ErrNoDisk) && (!d.created.Load() || w.loss == lostHost && !d.published.Load()):
-			d.created.Store(false)
-			continue
-		case err != nil:
-			return nil, err
-		case vd.ID() != d.id || vd.Size() != int64(d.blocks)*block.Size:
-			return nil, fmt.Errorf("disk %s came back with number %d and %d bytes", d.name, vd.ID(), vd.Size())
-		}
-		d.created.Store(true)
-		if err := vd.Read(w.life.ctx, all[i], 0); err != nil {
+		var err error
+		if all[i], err = w.contentOf(p, d); err != nil {
 			return nil, err
 		}
 	}

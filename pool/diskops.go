@@ -164,8 +164,9 @@ func (p *Pool) UndeleteDisk(ctx context.Context, name string, id block.DiskID, a
 	return p.Disk(as)
 }
 
-// RenameDisk gives a disk another name. Who has it open keeps it.
-func (p *Pool) RenameDisk(ctx context.Context, name, to string) (*vdisk.Disk, error) {
+// RenameDisk gives a disk another name. Who has it open keeps it. With tombstone the old name is remembered as that
+// of a deleted disk, for a configuration that goes on to name it.
+func (p *Pool) RenameDisk(ctx context.Context, name, to string, tombstone bool) (*vdisk.Disk, error) {
 	d, row, err := p.begin(ctx, name)
 	if err != nil {
 		return nil, fmt.Errorf("rename disk: %w", err)
@@ -173,6 +174,16 @@ func (p *Pool) RenameDisk(ctx context.Context, name, to string) (*vdisk.Disk, er
 	defer p.endOp()
 	if _, err := p.Disk(to); err == nil {
 		return nil, fmt.Errorf("rename disk %s to %s: %w; choose another name", name, to, ErrExists)
+	}
+	if tombstone && !p.WasDeleted(name) {
+		p.mu.Lock()
+		id := p.nextDisk
+		p.mu.Unlock()
+		stone := segment.DiskMeta{Name: name, Flags: segment.DiskDeleted | segment.DiskDropped, DeletedAt: time.Now().Unix()}
+		if err := p.logRow(context.WithoutCancel(ctx), id, stone); err != nil {
+			return nil, fmt.Errorf("rename disk %s: %w", name, err)
+		}
+		p.addDisk(id, stone)
 	}
 	row.Name = to
 	if err := p.logRow(context.WithoutCancel(ctx), d.ID(), row); err != nil {

@@ -159,14 +159,14 @@ func TestARenamedDiskKeepsItsData(t *testing.T) {
 		r.write(a, 0, bytes.Repeat([]byte{1}, 1<<20))
 		r.write(b, 0, bytes.Repeat([]byte{2}, 1<<20))
 		r.publish()
-		if _, err := r.pool.RenameDisk(ctx, "a", "b"); !errors.Is(err, ErrExists) {
+		if _, err := r.pool.RenameDisk(ctx, "a", "b", false); !errors.Is(err, ErrExists) {
 			t.Errorf("onto another disk: %v", err)
 		}
-		if _, err := r.pool.RenameDisk(ctx, "x", "y"); !errors.Is(err, ErrNoDisk) {
+		if _, err := r.pool.RenameDisk(ctx, "x", "y", false); !errors.Is(err, ErrNoDisk) {
 			t.Errorf("of no disk: %v", err)
 		}
 		for _, names := range [][2]string{{"a", "c"}, {"b", "a"}, {"c", "b"}} { // they change places
-			if _, err := r.pool.RenameDisk(ctx, names[0], names[1]); err != nil {
+			if _, err := r.pool.RenameDisk(ctx, names[0], names[1], false); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -275,8 +275,6 @@ func (p *Pool) doomParts(ctx context.Context, listed ckptID) (ckptID, error) {
 		}
 		s.parts(idOf(ref), needed)
 	}
-	var found []doomed
-	now := time.Now().UnixMilli()
 	for _, m := range v.Cfg.Members {
 		store, ok := p.store(m.ID)
 		if !ok || m.Witness {
@@ -286,31 +284,34 @@ func (p *Pool) doomParts(ctx context.Context, listed ckptID) (ckptID, error) {
 		if err != nil {
 			return listed, fmt.Errorf("list checkpoints: target %s: %w", p.targetName(m.ID), err)
 		}
-		for _, key := range keys {
+		p.doomKeys(m.ID, slices.DeleteFunc(keys, func(key string) bool {
 			id, ok := parsePartKey(key)
-			if ok && !needed[id] && (ckptID{id.epoch, id.n}).compare(newest) <= 0 {
-				found = append(found, doomed{Key: key, Target: m.ID, Since: now})
-			}
-		}
+			return !ok || needed[id] || (ckptID{id.epoch, id.n}).compare(newest) > 0
+		}))
+	}
+	return newest, nil
+}
+
+// doomKeys puts objects of a target on the list that nothing reaches, those that are on it aside.
+func (p *Pool) doomKeys(target block.TargetID, keys []string) {
+	if len(keys) == 0 {
+		return
 	}
 	p.pub.own.Lock()
 	defer p.pub.own.Unlock()
 	p.mapsMu.Lock()
 	defer p.mapsMu.Unlock()
-	type object struct {
-		key    string
-		target block.TargetID
-	}
-	known := map[object]bool{}
+	known := map[string]bool{}
 	for _, d := range p.pub.doomed {
-		known[object{d.Key, d.Target}] = true
-	}
-	for _, d := range found {
-		if !known[object{d.Key, d.Target}] {
-			p.pub.doomed = append(p.pub.doomed, d)
+		if d.Target == target {
+			known[d.Key] = true
 		}
 	}
-	return newest, nil
+	for _, key := range keys {
+		if !known[key] {
+			p.pub.doomed = append(p.pub.doomed, doomed{Key: key, Target: target, Since: time.Now().UnixMilli()})
+		}
+	}
 }
 
 // listAll lists every key below a prefix.

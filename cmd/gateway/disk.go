@@ -15,10 +15,14 @@ import (
 )
 
 func newDiskCmd(a *app) *cobra.Command {
-	return newGroupCmd("disk", "Create, list and show the disks of a running gateway",
+	return newGroupCmd("disk", "Create, list, change and delete the disks of a running gateway",
 		newDiskCreateCmd(a),
 		newDiskListCmd(a),
 		newDiskShowCmd(a),
+		newDiskDeleteCmd(a),
+		newDiskUndeleteCmd(a),
+		newDiskRenameCmd(a),
+		newDiskResizeCmd(a),
 	)
 }
 
@@ -73,11 +77,15 @@ func runDiskCreate(ctx context.Context, a *app, poolName, name, sizeText string)
 }
 
 func newDiskListCmd(a *app) *cobra.Command {
-	return &cobra.Command{
+	var deleted bool
+	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List the disks",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if deleted {
+				return a.listDeleted(cmd.Context())
+			}
 			c, err := a.client()
 			if err != nil {
 				return err
@@ -92,6 +100,8 @@ func newDiskListCmd(a *app) *cobra.Command {
 			return printDisks(a.stdout, ds)
 		},
 	}
+	cmd.Flags().BoolVar(&deleted, "deleted", false, "list those that were deleted and can be had back")
+	return cmd
 }
 
 func newDiskShowCmd(a *app) *cobra.Command {

@@ -45,6 +45,7 @@ var exitCodes = []struct {
 	{root.ErrDamaged, exitDamage},
 	{vdisk.ErrDamaged, exitDamage},
 	{densetree.ErrCorrupt, exitDamage},
+	{errCounts, exitDamage},
 }
 
 // exitCode is how the process ends after err.

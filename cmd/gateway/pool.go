@@ -19,6 +19,7 @@ func newPoolCmd(a *app) *cobra.Command {
 		newPoolCreateCmd(a),
 		newPoolRebuildCmd(a),
 		newPoolStatusCmd(a),
+		newPoolFsckCmd(a),
 	)
 }
 
@@ -135,6 +136,10 @@ func runPoolStatus(ctx context.Context, a *app, names []string) ([]pool.Status, 
 		}
 		fmt.Fprintf(a.stdout, "  stored: %s, of them %s live, %s trapped, %s dead; %d segments are dead\n", config.Bytes(p.Space.StoredBytes),
 			config.Bytes(p.Space.LiveBytes), config.Bytes(p.Space.TrappedBytes), config.Bytes(p.Space.DeadBytes), p.Space.DeadSegments)
+		if s := p.Space; s.DoomedSegments+s.ReclaimedSegments > 0 {
+			fmt.Fprintf(a.stdout, "  reclaim: %d segments, %s, wait for the grace; %d, %s, deleted since the start\n",
+				s.DoomedSegments, config.Bytes(s.DoomedBytes), s.ReclaimedSegments, config.Bytes(s.ReclaimedBytes))
+		}
 		if p.Space.Error != "" {
 			fmt.Fprintf(a.stdout, "  error: %d segments have wrong counts and are not cleaned: %s\n", p.Space.DamagedSegments, p.Space.Error)
 		}

@@ -35,6 +35,18 @@ import (
 type gateway struct {
 	pools  map[string]*pool.Pool
 	grants atomic.Pointer[map[string]access.Grants] // by disk
+
+	naming     sync.Mutex      // held while a name that no disk has is given to one
+	configured map[string]bool // names of disks in the configuration
+}
+
+// sorted are the pools by name.
+func (g *gateway) sorted() []*pool.Pool {
+	ps := make([]*pool.Pool, 0, len(g.pools))
+	for _, name := range slices.Sorted(maps.Keys(g.pools)) {
+		ps = append(ps, g.pools[name])
+	}
+	return ps
 }
 
 // poolsAtOnce are opened side by side: each may wait for its targets.
@@ -43,7 +55,12 @@ const poolsAtOnce = 8
 // openGateway opens every pool of the configuration and makes the disks that it lists and that are
 // missing. On failure whatever it opened is closed, with the log intact and the pool held.
 func openGateway(ctx context.Context, cfg *config.Config, takeover bool, data *dataDir, log *slog.Logger) (*gateway, error) {
-	g := &gateway{pools: map[string]*pool.Pool{}}
+	g := &gateway{pools: map[string]*pool.Pool{}, configured: map[string]bool{}}
+	for _, pc := range cfg.Pools {
+		for _, d := range pc.Disks {
+			g.configured[d.Name] = true
+		}
+	}
 	if err := g.setAccess(cfg); err != nil {
 		return nil, err
 	}
@@ -87,6 +104,10 @@ func openPool(ctx context.Context, cfg *config.Config, name string, takeover boo
 	}
 	for _, d := range cfg.Pools[name].Disks {
 		have, err := p.Disk(d.Name)
+		if errors.Is(err, pool.ErrNoDisk) && p.WasDeleted(d.Name) {
+			log.Warn("disk is in the configuration but was deleted or renamed, so it is not made again; take it out, or see \"gateway disk undelete\" and \"disk create\"", "disk", d.Name)
+			continue
+		}
 		if errors.Is(err, pool.ErrNoDisk) {
 			have, err = p.CreateDisk(ctx, d.Name, int64(d.Size))
 		}
@@ -127,6 +148,7 @@ func poolOptions(ctx context.Context, cfg *config.Config, name string, log *slog
 		TierBytes: tierBytes, CacheIndexBytes: cacheIndex, IndexBytes: segmentIndexes, RAMBytes: blocks,
 		Data: pc.Stripe.Data, Parity: pc.Stripe.Parity, MaxDirtyAge: pc.MaxDirtyAge,
 		MaxExposure: int64(pc.MaxExposure), MaxExposureAge: pc.MaxExposureAge, Log: log,
+		DeleteGrace: pc.DeleteGrace, UndeleteWindow: pc.UndeleteWindow,
 	}
 	var err error
 	if o.Compression, err = segment.ParseCodec(string(pc.Compression)); err != nil {
@@ -284,7 +306,11 @@ func (g *gateway) Open(_ context.Context, name string) (nbd.Device, func(), erro
 	if err != nil {
 		return nil, nil, fmt.Errorf("%w: %w", nbd.ErrNotFound, err)
 	}
-	return d, func() {}, nil
+	release, err := d.Use()
+	if errors.Is(err, vdisk.ErrDeleted) { // a moment ago
+		return nil, nil, fmt.Errorf("%w: %w", nbd.ErrNotFound, err)
+	}
+	return d, release, err
 }
 
 // Version implements api.Gateway.
@@ -314,8 +340,10 @@ func (g *gateway) CreateDisk(ctx context.Context, n api.NewDisk) (pool.DiskInfo,
 	if err != nil {
 		return pool.DiskInfo{}, fmt.Errorf("%w: %w", api.ErrBadRequest, err)
 	}
-	if _, _, err := g.find(n.Name); err == nil {
-		return pool.DiskInfo{}, fmt.Errorf("create disk %s: %w; choose another name", n.Name, pool.ErrExists)
+	g.naming.Lock()
+	defer g.naming.Unlock()
+	if err := g.free(n.Name); err != nil {
+		return pool.DiskInfo{}, fmt.Errorf("create disk %s: %w", n.Name, err)
 	}
 	if n.Pool == "" {
 		if len(g.pools) > 1 {
