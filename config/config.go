@@ -180,6 +180,8 @@ type Pool struct {
 	// writes wait. Default 0, no bound; else at least 64 MiB, and twice MaxDirtyAge.
 	MaxExposure    Bytes         `yaml:"max_exposure,omitempty"`
 	MaxExposureAge time.Duration `yaml:"max_exposure_age,omitempty"`
+	// RepairRate is how fast lost shards are restored in the background, in bytes per second; default 32 MiB.
+	RepairRate Bytes `yaml:"repair_rate,omitempty"`
 	// Compression packs new segments; default none. What is stored already stays as it is.
 	Compression Compression `yaml:"compression"`
 	Targets     []Target    `yaml:"targets"`

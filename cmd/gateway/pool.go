@@ -18,6 +18,9 @@ func newPoolCmd(a *app) *cobra.Command {
 		newPoolCheckCmd(a),
 		newPoolCreateCmd(a),
 		newPoolStatusCmd(a),
+		newPoolRepairCmd(a),
+		newPoolReplaceTargetCmd(a),
+		newPoolAddTargetCmd(a),
 	)
 }
 
@@ -132,6 +135,7 @@ func runPoolStatus(ctx context.Context, a *app, names []string) ([]pool.Status, 
 		}
 		fmt.Fprintf(a.stdout, "  stored: %s, of them %s live, %s trapped, %s dead; %d segments are dead\n", config.Bytes(p.Space.StoredBytes),
 			config.Bytes(p.Space.LiveBytes), config.Bytes(p.Space.TrappedBytes), config.Bytes(p.Space.DeadBytes), p.Space.DeadSegments)
+		printStrength(a, p)
 		if p.Space.Error != "" {
 			fmt.Fprintf(a.stdout, "  error: %d segments have wrong counts and are not cleaned: %s\n", p.Space.DamagedSegments, p.Space.Error)
 		}
@@ -150,7 +154,7 @@ func runPoolStatus(ctx context.Context, a *app, names []string) ([]pool.Status, 
 			if h := t.Health; h != nil && h.State != "ok" {
 				state += fmt.Sprintf(", %s since %s, %d requests at a time", h.State, h.Since.Local().Format(time.TimeOnly), h.Concurrency)
 			}
-			fmt.Fprintf(a.stdout, "  target %s: %s, %s\n", t.Name, state, t.Where)
+			fmt.Fprintf(a.stdout, "  target %s: %s, %s, %d shards\n", t.Name, state, t.Where, t.Shards)
 		}
 	}
 	return ps, nil

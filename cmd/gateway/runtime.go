@@ -24,6 +24,7 @@ import (
 	"graindisk/frontend/nbd"
 	"graindisk/grains/segment"
 	"graindisk/internal/access"
+	"graindisk/internal/jobs"
 	"graindisk/internal/vfs"
 	"graindisk/pool"
 	"graindisk/vdisk"
@@ -35,6 +36,7 @@ import (
 type gateway struct {
 	pools  map[string]*pool.Pool
 	grants atomic.Pointer[map[string]access.Grants] // by disk
+	work   *jobs.Runner
 }
 
 // poolsAtOnce are opened side by side: each may wait for its targets.
@@ -43,7 +45,7 @@ const poolsAtOnce = 8
 // openGateway opens every pool of the configuration and makes the disks that it lists and that are
 // missing. On failure whatever it opened is closed, with the log intact and the pool held.
 func openGateway(ctx context.Context, cfg *config.Config, takeover bool, data *dataDir, log *slog.Logger) (*gateway, error) {
-	g := &gateway{pools: map[string]*pool.Pool{}}
+	g := &gateway{pools: map[string]*pool.Pool{}, work: jobs.New()}
 	if err := g.setAccess(cfg); err != nil {
 		return nil, err
 	}
@@ -127,6 +129,7 @@ func poolOptions(ctx context.Context, cfg *config.Config, name string, log *slog
 		TierBytes: tierBytes, CacheIndexBytes: cacheIndex, IndexBytes: segmentIndexes, RAMBytes: blocks,
 		Data: pc.Stripe.Data, Parity: pc.Stripe.Parity, MaxDirtyAge: pc.MaxDirtyAge,
 		MaxExposure: int64(pc.MaxExposure), MaxExposureAge: pc.MaxExposureAge, Log: log,
+		RepairRate: int64(pc.RepairRate),
 	}
 	var err error
 	if o.Compression, err = segment.ParseCodec(string(pc.Compression)); err != nil {
@@ -231,6 +234,7 @@ func s3Options(c *config.S3) (s3.Options, error) {
 
 // close publishes and releases every pool.
 func (g *gateway) close(ctx context.Context) error {
+	g.work.Close()
 	var eg errgroup.Group
 	for _, p := range g.pools {
 		eg.Go(func() error { return p.Close(ctx) })
