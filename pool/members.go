@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -110,7 +111,7 @@ func (p *Pool) changeMember(ctx context.Context, name string, add bool) (c Targe
 	}
 	cctx, cancel := context.WithTimeout(ctx, restoreTimeout)
 	defer cancel()
-	if err := p.checkPlace(cctx, place.Store); err != nil {
+	if err := p.awaitPlace(cctx, place.Store); err != nil {
 		return c, err
 	}
 	cfg := p.value().Cfg
@@ -221,6 +222,21 @@ func (p *Pool) memberAt(name string) *root.Member {
 
 // rootBytesMax bounds what is read of an object that may be a copy of the root.
 const rootBytesMax = 1 << 20
+
+// awaitPlace is checkPlace that gives a place some time to answer: one that was away for long is asked seldom.
+func (p *Pool) awaitPlace(ctx context.Context, s backend.Store) error {
+	until := time.Now().Add(2 * p.o.repairPoll)
+	for wait := backoff(0); ; wait = wait.next() {
+		err := p.checkPlace(ctx, s)
+		var of *backend.Error
+		if !errors.As(err, &of) || of.Class != backend.Transient && of.Class != backend.Throttled || time.Now().After(until) {
+			return err
+		}
+		if wait.sleep(ctx) != nil {
+			return err
+		}
+	}
+}
 
 // checkPlace refuses a place that cannot become a new member: one that does not answer, that holds a copy of the
 // root of this pool, or anything of another pool. The seed of an attempt before is not in the way.

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"graindisk/backend"
 	"graindisk/backend/backendtest"
@@ -141,7 +142,7 @@ func TestALostTargetIsReplacedAndRefilled(t *testing.T) {
 
 // TestATargetIsNotReplacedByAnything asks for what must be refused, and expects nothing to change.
 func TestATargetIsNotReplacedByAnything(t *testing.T) {
-	r, model := filled(t, nil)
+	r, model := filled(t, func(o *Options) { o.repairPoll = 50 * time.Millisecond })
 	other, _ := filled(t, nil)
 	ctx := context.Background()
 	key := r.sorted()[0].Key(0)
