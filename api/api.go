@@ -15,6 +15,15 @@
 //	GET  /v1/pools/{name}   pool.Status
 //	GET  /metrics           Prometheus text
 //
+// Long work is a job: it is started by a request that returns at once, and looked after by its id.
+//
+//	POST /v1/pools/{name}/repair           RepairRequest → 202 and a Job, whose Report is a pool.RepairReport
+//	POST /v1/pools/{name}/replace-target   TargetRequest → pool.TargetChange
+//	POST /v1/pools/{name}/add-target       TargetRequest → pool.TargetChange
+//	GET  /v1/jobs                          []Job
+//	GET  /v1/jobs/{id}                     Job
+//	POST /v1/jobs/{id}/cancel              Job, which may go on for a moment
+//
 // A failure is an Error with a fitting HTTP status. Unknown fields in requests are refused; clients
 // ignore unknown fields in answers.
 package api
@@ -32,6 +41,7 @@ import (
 	"net/url"
 	"time"
 
+	"graindisk/internal/jobs"
 	"graindisk/pool"
 )
 
@@ -81,6 +91,10 @@ var codes = []struct {
 	{pool.ErrInUse, "in_use", http.StatusConflict},
 	{pool.ErrShrink, "would_shrink", http.StatusConflict},
 	{ErrBadRequest, "bad_request", http.StatusBadRequest},
+	{pool.ErrNoTarget, "no_such_target", http.StatusNotFound},
+	{pool.ErrTargetInUse, "target_in_use", http.StatusConflict},
+	{jobs.ErrNoJob, "no_such_job", http.StatusNotFound},
+	{jobs.ErrRunning, "running", http.StatusConflict},
 }
 
 // ErrBadRequest means that the request makes no sense as it stands.
@@ -115,6 +129,9 @@ func Handler(g Gateway, metrics http.Handler) http.Handler {
 		answer(w, http.StatusCreated)(createDisk(g, w, r))
 	})
 	handleDiskOps(mux, g)
+	if w, ok := g.(Worker); ok {
+		handleWork(mux, w)
+	}
 	if metrics != nil {
 		mux.Handle("GET /metrics", metrics)
 	}

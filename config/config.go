@@ -184,6 +184,8 @@ type Pool struct {
 	DeleteGrace time.Duration `yaml:"delete_grace,omitempty"`
 	// UndeleteWindow is how long a deleted disk can be had back; default 24 h.
 	UndeleteWindow time.Duration `yaml:"undelete_window,omitempty"`
+	// RepairRate is how fast lost shards are restored in the background, in bytes per second; default 32 MiB.
+	RepairRate Bytes `yaml:"repair_rate,omitempty"`
 	// Compression packs new segments; default none. What is stored already stays as it is.
 	Compression Compression `yaml:"compression"`
 	Targets     []Target    `yaml:"targets"`

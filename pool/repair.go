@@ -29,6 +29,7 @@ type repairer struct {
 	slots chan struct{} // tokens of restoreShard
 	pass  chan struct{} // holds a token while a pass is under way
 
+	asks chan memberAsk
 	wake chan struct{} // capacity 1: a pass in the background may be worth while now
 
 	look atomic.Bool // there may be something to repair
@@ -52,6 +53,7 @@ const (
 
 func (r *repairer) init() {
 	r.slots, r.pass = make(chan struct{}, restoresMax), make(chan struct{}, 1)
+	r.asks = make(chan memberAsk)
 	r.unpublished, r.wake = map[block.SegmentID]uint64{}, make(chan struct{}, 1)
 	r.look.Store(true)
 }
@@ -561,7 +563,8 @@ const (
 	repairPatience = 32
 )
 
-// keepRepaired repairs in the background until ctx ends.
+// keepRepaired repairs in the background until ctx ends, and changes the members when it is asked to, or when a
+// change was left half done.
 func (p *Pool) keepRepaired(ctx context.Context) {
 	tick := time.NewTicker(p.o.repairPoll)
 	defer tick.Stop()
@@ -572,12 +575,20 @@ func (p *Pool) keepRepaired(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
+		case a := <-p.repair.asks:
+			c, err := p.changeMember(ctx, a.name, a.add)
+			a.answer <- memberAnswer{c, err}
+			continue
 		case <-p.repair.wake:
 			pause, left = 1, 0
 		case <-tick.C:
 			left--
 		}
 		if p.mayChange() != nil {
+			continue
+		}
+		if err := p.finishMembers(ctx); err != nil {
+			p.o.Log.Warn("change of targets is tried again", "pool", p.o.Name, "err", err)
 			continue
 		}
 		if left > 0 || !p.repair.look.Load() || p.o.RepairRate < 0 {

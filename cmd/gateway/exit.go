@@ -9,6 +9,7 @@ import (
 	"graindisk/api"
 	"graindisk/config"
 	"graindisk/grains/segment"
+	"graindisk/internal/jobs"
 	"graindisk/pool"
 	"graindisk/pool/root"
 	"graindisk/vdisk"
@@ -37,6 +38,8 @@ var exitCodes = []struct {
 	{pool.ErrNoDisk, exitNoSuch},
 	{api.ErrNoPool, exitNoSuch},
 	{pool.ErrNoPool, exitNoSuch},
+	{pool.ErrNoTarget, exitNoSuch},
+	{jobs.ErrNoJob, exitNoSuch},
 	{root.ErrHeld, exitHeld},
 	{pool.ErrForeignTier, exitHeld},
 	{vdisk.ErrFenced, exitHeld},

@@ -20,6 +20,9 @@ func newPoolCmd(a *app) *cobra.Command {
 		newPoolRebuildCmd(a),
 		newPoolStatusCmd(a),
 		newPoolFsckCmd(a),
+		newPoolRepairCmd(a),
+		newPoolReplaceTargetCmd(a),
+		newPoolAddTargetCmd(a),
 	)
 }
 
@@ -140,6 +143,7 @@ func runPoolStatus(ctx context.Context, a *app, names []string) ([]pool.Status, 
 			fmt.Fprintf(a.stdout, "  reclaim: %d segments, %s, wait for the grace; %d, %s, deleted since the start\n",
 				s.DoomedSegments, config.Bytes(s.DoomedBytes), s.ReclaimedSegments, config.Bytes(s.ReclaimedBytes))
 		}
+		printStrength(a, p)
 		if p.Space.Error != "" {
 			fmt.Fprintf(a.stdout, "  error: %d segments have wrong counts and are not cleaned: %s\n", p.Space.DamagedSegments, p.Space.Error)
 		}
@@ -158,7 +162,7 @@ func runPoolStatus(ctx context.Context, a *app, names []string) ([]pool.Status, 
 			if h := t.Health; h != nil && h.State != "ok" {
 				state += fmt.Sprintf(", %s since %s, %d requests at a time", h.State, h.Since.Local().Format(time.TimeOnly), h.Concurrency)
 			}
-			fmt.Fprintf(a.stdout, "  target %s: %s, %s\n", t.Name, state, t.Where)
+			fmt.Fprintf(a.stdout, "  target %s: %s, %s, %d shards\n", t.Name, state, t.Where, t.Shards)
 		}
 	}
 	return ps, nil

@@ -39,6 +39,7 @@ func newRootCmd(a *app) *cobra.Command {
 		newServeCmd(a),
 		newDiskCmd(a),
 		newPoolCmd(a),
+		newJobCmd(a),
 		newAttachCmd(a),
 		newDetachCmd(a),
 		newInspectCmd(a),

@@ -24,6 +24,7 @@ import (
 	"graindisk/frontend/nbd"
 	"graindisk/grains/segment"
 	"graindisk/internal/access"
+	"graindisk/internal/jobs"
 	"graindisk/internal/vfs"
 	"graindisk/pool"
 	"graindisk/vdisk"
@@ -35,6 +36,7 @@ import (
 type gateway struct {
 	pools  map[string]*pool.Pool
 	grants atomic.Pointer[map[string]access.Grants] // by disk
+	work   *jobs.Runner
 
 	naming     sync.Mutex      // held while a name that no disk has is given to one
 	configured map[string]bool // names of disks in the configuration
@@ -55,7 +57,7 @@ const poolsAtOnce = 8
 // openGateway opens every pool of the configuration and makes the disks that it lists and that are
 // missing. On failure whatever it opened is closed, with the log intact and the pool held.
 func openGateway(ctx context.Context, cfg *config.Config, takeover bool, data *dataDir, log *slog.Logger) (*gateway, error) {
-	g := &gateway{pools: map[string]*pool.Pool{}, configured: map[string]bool{}}
+	g := &gateway{pools: map[string]*pool.Pool{}, configured: map[string]bool{}, work: jobs.New()}
 	for _, pc := range cfg.Pools {
 		for _, d := range pc.Disks {
 			g.configured[d.Name] = true
@@ -149,6 +151,7 @@ func poolOptions(ctx context.Context, cfg *config.Config, name string, log *slog
 		Data: pc.Stripe.Data, Parity: pc.Stripe.Parity, MaxDirtyAge: pc.MaxDirtyAge,
 		MaxExposure: int64(pc.MaxExposure), MaxExposureAge: pc.MaxExposureAge, Log: log,
 		DeleteGrace: pc.DeleteGrace, UndeleteWindow: pc.UndeleteWindow,
+		RepairRate: int64(pc.RepairRate),
 	}
 	var err error
 	if o.Compression, err = segment.ParseCodec(string(pc.Compression)); err != nil {
@@ -253,6 +256,7 @@ func s3Options(c *config.S3) (s3.Options, error) {
 
 // close publishes and releases every pool.
 func (g *gateway) close(ctx context.Context) error {
+	g.work.Close()
 	var eg errgroup.Group
 	for _, p := range g.pools {
 		eg.Go(func() error { return p.Close(ctx) })

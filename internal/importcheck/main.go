@@ -30,6 +30,7 @@ var layers = []struct {
 	{"internal/importcheck", nil},
 	{"internal/planted", nil},
 	{"internal/turn", nil},
+	{"internal/jobs", nil},
 	{"config", []string{"block", "internal/access"}},
 
 	{"backend", []string{"block"}}, // the contract
@@ -57,7 +58,7 @@ var layers = []struct {
 	{"pool", []string{"block", "internal/planted", "internal/turn", "internal/vfs", "backend", "tier", "writeback", "grains/...", "vdisk/...", "pool/root"}},
 
 	{"migration", []string{"block", "internal/vfs", "backend", "vdisk/...", "pool/..."}},
-	{"api", []string{"block", "vdisk", "pool/...", "migration"}},
+	{"api", []string{"block", "internal/jobs", "vdisk", "pool/...", "migration"}},
 	{"frontend/nbd", []string{"block", "vdisk", "internal/access", "frontend/nbd/proto"}},
 	{"frontend/nbd/proto", nil},
 	{"frontend/nbd/nbdclient", []string{"frontend/nbd/proto"}},

@@ -34,6 +34,7 @@ type Server struct {
 	servertest.Process
 	Endpoint string // "http://127.0.0.1:port"; the same for the server's whole life
 
+	data    string // directory
 	buckets atomic.Int64
 	client  *minio.Client
 }
@@ -43,10 +44,10 @@ type Server struct {
 func Start(t testing.TB, env ...string) *Server {
 	t.Helper()
 	binary, dir := findBinary(t), t.TempDir()
-	s := &Server{Process: servertest.Process{Name: "MinIO", Ready: "/minio/health/ready", Want: http.StatusOK}}
+	s := &Server{data: filepath.Join(dir, "data"), Process: servertest.Process{Name: "MinIO", Ready: "/minio/health/ready", Want: http.StatusOK}}
 	s.Command = func(address string) *exec.Cmd {
 		cmd := exec.Command(binary, "server", "--quiet",
-			"--address", address, "--certs-dir", filepath.Join(dir, "certs"), filepath.Join(dir, "data"))
+			"--address", address, "--certs-dir", filepath.Join(dir, "certs"), s.data)
 		cmd.Env = []string{
 			"HOME=" + dir, "PATH=" + os.Getenv("PATH"),
 			"MINIO_ROOT_USER=" + AccessKey, "MINIO_ROOT_PASSWORD=" + SecretKey, "MINIO_BROWSER=off", "MINIO_UPDATE=off",
@@ -112,6 +113,15 @@ func (s *Server) Wipe(t testing.TB, bucket string) {
 		if err := s.client.RemoveObject(ctx, bucket, o.Key, minio.RemoveObjectOptions{}); err != nil {
 			t.Fatalf("remove %s of bucket %s: %v", o.Key, bucket, err)
 		}
+	}
+}
+
+// Lose ends the server and deletes all that it has stored, buckets too. Start then starts an empty one.
+func (s *Server) Lose(t testing.TB) {
+	t.Helper()
+	s.Kill(t)
+	if err := os.RemoveAll(s.data); err != nil {
+		t.Fatal(err)
 	}
 }
 

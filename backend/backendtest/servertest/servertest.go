@@ -129,6 +129,17 @@ func (p *Process) Stop(t testing.TB) {
 	p.cmd = nil
 }
 
+// Kill is Stop without a chance to finish anything.
+func (p *Process) Kill(t testing.TB) {
+	t.Helper()
+	if p.cmd == nil || p.cmd.Process == nil {
+		return
+	}
+	_ = p.cmd.Process.Kill() // fails only if it has ended
+	<-p.exited
+	p.cmd = nil
+}
+
 // Start starts a stopped server again, with the same address and data.
 func (p *Process) Start(t testing.TB) {
 	t.Helper()

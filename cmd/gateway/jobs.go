@@ -1,0 +1,141 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"graindisk/api"
+	"graindisk/config"
+	"graindisk/internal/jobs"
+)
+
+func newJobCmd(a *app) *cobra.Command {
+	return newGroupCmd("job", "Look after the long work of a running gateway",
+		newJobListCmd(a),
+		newJobCancelCmd(a),
+	)
+}
+
+func newJobListCmd(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "List the jobs under way and those that ended lately",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			js, err := c.Jobs(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.printJSON(js)
+			}
+			for _, j := range js {
+				fmt.Fprintf(a.stdout, "%s: %s of %s, %s since %s: %s\n", j.ID, j.Kind, j.Subject, j.State, j.Started.Local().Format(time.DateTime), progressText(j.Progress))
+			}
+			return nil
+		},
+	}
+}
+
+func newJobCancelCmd(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "cancel ID",
+		Short: "End a job; what it has done stays done",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			j, err := c.CancelJob(cmd.Context(), args[0])
+			if err == nil && a.json {
+				err = a.printJSON(j)
+			}
+			return err
+		},
+	}
+}
+
+func progressText(p jobs.Progress) string {
+	s := fmt.Sprintf("%d", p.ItemsDone)
+	if p.ItemsTotal > 0 {
+		s += fmt.Sprintf(" of %d", p.ItemsTotal)
+	}
+	s += fmt.Sprintf(" done, %v", config.Bytes(p.BytesDone))
+	if p.BytesTotal > 0 {
+		s += fmt.Sprintf(" of %v", config.Bytes(p.BytesTotal))
+	}
+	return s + fmt.Sprintf(", %v/s", config.Bytes(p.BytesPerSecond))
+}
+
+// jobPoll is how often a job is looked at that somebody waits for.
+const jobPoll = 300 * time.Millisecond
+
+// follow waits for a job to end, with its progress on a terminal, and gives it as it ended. If ctx ends first the
+// job is cancelled.
+func (a *app) follow(ctx context.Context, c *api.Client, j api.Job) (api.Job, error) {
+	show := a.terminal() && !a.json
+	tick := time.NewTicker(jobPoll)
+	defer tick.Stop()
+	for j.State == jobs.Running {
+		if show {
+			fmt.Fprintf(a.stderr, "\r\x1b[K%s of %s: %s", j.Kind, j.Subject, progressText(j.Progress))
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			cctx, stop := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+			defer stop()
+			if _, err := c.CancelJob(cctx, j.ID); err != nil {
+				return j, fmt.Errorf("%w; job %s goes on: %w", ctx.Err(), j.ID, err)
+			}
+			return j, fmt.Errorf("job %s: %w; what it has done stays done", j.ID, ctx.Err())
+		}
+		next, err := c.Job(ctx, j.ID)
+		if err != nil && ctx.Err() == nil {
+			return j, fmt.Errorf("job %s: %w", j.ID, err)
+		}
+		if err == nil {
+			j = next
+		}
+	}
+	if show {
+		fmt.Fprint(a.stderr, "\r\x1b[K")
+	}
+	return j, nil
+}
+
+// outcome is the report of a job that ended, decoded into report, or the error that ended it.
+func outcome(j api.Job, report any) error {
+	if len(j.Report) > 0 {
+		if err := json.Unmarshal(j.Report, report); err != nil {
+			return fmt.Errorf("job %s: report: %w", j.ID, err)
+		}
+	}
+	switch j.State {
+	case jobs.Failed:
+		return fmt.Errorf("job %s: %s", j.ID, j.Error)
+	case jobs.Cancelled:
+		return fmt.Errorf("job %s was cancelled: %w", j.ID, context.Canceled)
+	}
+	return nil
+}
+
+// terminal tells whether progress may be shown.
+func (a *app) terminal() bool {
+	f, ok := a.stderr.(*os.File)
+	if !ok {
+		return false
+	}
+	st, err := f.Stat()
+	return err == nil && st.Mode()&os.ModeCharDevice != 0
+}

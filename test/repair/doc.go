@@ -1,0 +1,2 @@
+// Package repair loses targets for good under a running gateway, on real servers, and has them replaced.
+package repair
