@@ -172,9 +172,12 @@ func (p *Pool) scrubRounds(ctx context.Context) {
 			pause(ctx, scrubFirst)
 			continue
 		case r.next == 0:
-			r = scrubRound{started: now.Unix(), ended: r.ended, next: 1}
-			p.roundStep(ctx, &r, func(ctx context.Context, s *scrubber) error { return s.begin(ctx) })
-			save(true)
+			next := scrubRound{started: now.Unix(), ended: r.ended, next: 1}
+			p.roundStep(ctx, &next, func(ctx context.Context, s *scrubber) error { return s.begin(ctx) })
+			if ctx.Err() == nil {
+				r = next
+				save(true)
+			}
 			continue
 		case len(left) == 0:
 			r.ended, r.next = now.Unix(), 0
@@ -184,7 +187,6 @@ func (p *Pool) scrubRounds(ctx context.Context) {
 			continue
 		}
 		p.roundStep(ctx, &r, func(ctx context.Context, s *scrubber) error {
-			s.members(ctx)
 			return s.segment(ctx, left[0])
 		})
 		if ctx.Err() != nil {
