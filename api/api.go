@@ -7,6 +7,7 @@
 //	GET  /v1/disks/{name}   pool.DiskInfo
 //	GET  /v1/pools          []pool.Status
 //	GET  /v1/pools/{name}   pool.Status
+//	POST /v1/pools/{name}/scrub  ScrubRequest → pool.ScrubReport, when it is done; ends if the client goes
 //	GET  /metrics           Prometheus text
 //
 // A failure is an Error with a fitting HTTP status. Unknown fields in requests are refused; clients
@@ -87,6 +88,7 @@ type Gateway interface {
 	CreateDisk(ctx context.Context, d NewDisk) (pool.DiskInfo, error)
 	Pools() []pool.Status
 	Pool(name string) (pool.Status, error)
+	scrubber
 }
 
 const bodyBytesMax = 1 << 20
@@ -105,6 +107,7 @@ func Handler(g Gateway, metrics http.Handler) http.Handler {
 	mux.HandleFunc("POST /v1/disks", func(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusCreated)(createDisk(g, w, r))
 	})
+	handleScrub(mux, g)
 	if metrics != nil {
 		mux.Handle("GET /metrics", metrics)
 	}

@@ -127,6 +127,7 @@ func poolOptions(ctx context.Context, cfg *config.Config, name string, log *slog
 		TierBytes: tierBytes, CacheIndexBytes: cacheIndex, IndexBytes: segmentIndexes, RAMBytes: blocks,
 		Data: pc.Stripe.Data, Parity: pc.Stripe.Parity, MaxDirtyAge: pc.MaxDirtyAge,
 		MaxExposure: int64(pc.MaxExposure), MaxExposureAge: pc.MaxExposureAge, Log: log,
+		ScrubPeriod: pc.ScrubPeriod, ScrubRate: int64(pc.ScrubRate), RepairReads: true,
 	}
 	var err error
 	if o.Compression, err = segment.ParseCodec(string(pc.Compression)); err != nil {
