@@ -13,6 +13,7 @@
 //	POST /v1/pools/{name}/fsck        Fsck → pool.FsckReport
 //	GET  /v1/pools          []pool.Status
 //	GET  /v1/pools/{name}   pool.Status
+//	POST /v1/pools/{name}/scrub  ScrubRequest → pool.ScrubReport, when it is done; ends if the client goes
 //	GET  /metrics           Prometheus text
 //
 // Long work is a job: it is started by a request that returns at once, and looked after by its id.
@@ -110,6 +111,7 @@ type Gateway interface {
 	Pools() []pool.Status
 	Pool(name string) (pool.Status, error)
 	DiskOperator
+	scrubber
 }
 
 const bodyBytesMax = 1 << 20
@@ -132,6 +134,7 @@ func Handler(g Gateway, metrics http.Handler) http.Handler {
 	if w, ok := g.(Worker); ok {
 		handleWork(mux, w)
 	}
+	handleScrub(mux, g)
 	if metrics != nil {
 		mux.Handle("GET /metrics", metrics)
 	}

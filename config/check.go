@@ -99,6 +99,12 @@ func (c *Config) checkPool(col *collector, name string, disks map[string]string)
 	if p.MaxExposureAge != 0 && !col.bad(at+".max_dirty_age") {
 		checkAtLeast(col, at+".max_exposure_age", p.MaxExposureAge, 2*p.MaxDirtyAge)
 	}
+	if p.ScrubPeriod != 0 {
+		checkAtLeast(col, at+".scrub_period", p.ScrubPeriod, scrubPeriodMin)
+	}
+	if key := at + ".scrub_rate"; p.ScrubRate < scrubRateMin && !col.bad(key) {
+		col.add(Problem{Key: key, Value: p.ScrubRate.String(), Msg: fmt.Sprintf("%v a second is less than %v", p.ScrubRate, scrubRateMin)})
+	}
 	if len(p.Targets) == 0 {
 		col.addMissing(at+".targets", "the pool has no targets")
 	}

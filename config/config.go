@@ -188,8 +188,12 @@ type Pool struct {
 	RepairRate Bytes `yaml:"repair_rate,omitempty"`
 	// Compression packs new segments; default none. What is stored already stays as it is.
 	Compression Compression `yaml:"compression"`
-	Targets     []Target    `yaml:"targets"`
-	Disks       []Disk      `yaml:"disks,omitempty"` // made at start if they are missing
+	// ScrubPeriod is the time in which everything on the targets is read and checked once, at ScrubRate bytes a
+	// second at most; 0 = never by itself. Default 720 h and 32 MiB; else at least one hour, and 64 KiB.
+	ScrubPeriod time.Duration `yaml:"scrub_period"`
+	ScrubRate   Bytes         `yaml:"scrub_rate"`
+	Targets     []Target      `yaml:"targets"`
+	Disks       []Disk        `yaml:"disks,omitempty"` // made at start if they are missing
 }
 
 // Compression is how the data in new segments is packed, where that saves at least an eighth.
@@ -312,6 +316,10 @@ const (
 	ramDefault         = 256 * MiB
 	maxDirtyAgeMin     = time.Second
 	maxExposureMin     = 64 * MiB // two full segments
+	scrubPeriodDefault = 30 * 24 * time.Hour
+	scrubPeriodMin     = time.Hour
+	scrubRateDefault   = 32 * MiB
+	scrubRateMin       = 64 * KiB
 	maxDirtyAgeDefault = 30 * time.Second
 	shutdownDefault    = 45 * time.Second
 	socketPathMax      = 107 // sun_path holds 108 bytes with its closing zero

@@ -40,7 +40,8 @@ func Embedded(dir string, disks []Disk) (*Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("embedded default: %w", err)
 	}
-	p := Pool{Stripe: Stripe{Data: 2, Parity: 1}, MaxDirtyAge: maxDirtyAgeDefault, Compression: CompressionNone, Disks: disks}
+	p := Pool{Stripe: Stripe{Data: 2, Parity: 1}, MaxDirtyAge: maxDirtyAgeDefault, Compression: CompressionNone,
+		ScrubPeriod: scrubPeriodDefault, ScrubRate: scrubRateDefault, Disks: disks}
 	for _, name := range []string{"a", "b", "c"} {
 		p.Targets = append(p.Targets, Target{Name: name, Local: &Local{Dir: filepath.Join(dir, "targets", name)}})
 	}
@@ -184,6 +185,8 @@ func decode(root *yaml.Node, bound map[string]string, c *Config) error {
 	v.SetDefault("tier"+viperDelim+"ram", ramDefault.String())
 	for name := range v.GetStringMap("pools") {
 		v.SetDefault("pools"+viperDelim+name+viperDelim+"max_dirty_age", maxDirtyAgeDefault)
+		v.SetDefault("pools"+viperDelim+name+viperDelim+"scrub_period", scrubPeriodDefault)
+		v.SetDefault("pools"+viperDelim+name+viperDelim+"scrub_rate", scrubRateDefault)
 	}
 	for key, name := range bound {
 		if err := v.BindEnv(key, name); err != nil {

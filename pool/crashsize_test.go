@@ -9,3 +9,6 @@ const crashHistories = 60
 // clock on the wall is put behind the others by the runtime, which nothing here prevents. On a machine with
 // eight times the work it can do, one history in fifty differed for that.
 const crashRepeats, crashRepeatsLeast = 8, 5
+
+// scrubWaysStep is 1 if objects are hurt in every way, n in every n-th.
+const scrubWaysStep = 1

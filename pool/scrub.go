@@ -120,7 +120,7 @@ type scrubs struct {
 	total   ScrubCounts             // guarded by mu; since the pool was opened, of all scrubs and of damage met by reads
 	bytes   int64                   // guarded by mu; read since then
 	met     metDamage               // guarded by mu
-	fits    map[block.TargetID]bool // guarded by mu; see scrubber.fits
+	fits    map[block.TargetID]bool // guarded by mu; members that showed their copy of the root
 	fitsAt  time.Time               // guarded by mu; when that was looked at
 }
 
@@ -136,7 +136,6 @@ type scrubber struct {
 	p    *Pool
 	o    ScrubOptions
 	pace pacer
-	fits map[block.TargetID]bool // its copy of the root was read: it is the member it should be
 
 	mu  sync.Mutex
 	rep ScrubReport
@@ -144,7 +143,7 @@ type scrubber struct {
 
 func (p *Pool) newScrubber(o ScrubOptions) *scrubber {
 	return &scrubber{
-		p: p, o: o, pace: pacer{rate: o.BytesPerSecond}, fits: map[block.TargetID]bool{},
+		p: p, o: o, pace: pacer{rate: o.BytesPerSecond},
 		rep: ScrubReport{Started: time.Now(), Problems: []ScrubProblem{}, Lost: []LostRange{}},
 	}
 }
@@ -276,13 +275,13 @@ func (s *scrubber) problem(target, object string, what error, outcome string) {
 }
 
 // mayRepair says why nothing may be stored at a target; empty if it may.
-func (s *scrubber) mayRepair(t block.TargetID) string {
+func (s *scrubber) mayRepair(ctx context.Context, t block.TargetID) string {
 	switch {
 	case s.o.DryRun:
 		return outDryRun
 	case !s.p.isClaimed() || s.p.broken.Load() != nil || s.p.gate() != nil:
 		return outStopped
-	case !s.fits[t]:
+	case !s.isMember(ctx, t):
 		return outMember
 	}
 	return ""
@@ -317,31 +316,32 @@ func (s *scrubber) roots(ctx context.Context) error {
 
 // learnMembers notes which members show their copy of the root.
 func (s *scrubber) learnMembers(v root.View) {
+	fits := map[block.TargetID]bool{}
 	if v.Best != nil {
 		for _, m := range slices.Concat(v.Best.Val.Cfg.Members, v.Best.Val.Cfg.Next) {
-			s.fits[m.ID] = slices.ContainsFunc(v.Targets, func(t root.TargetView) bool { return t.State == root.OK && t.Copy.Member == m.UUID })
+			fits[m.ID] = slices.ContainsFunc(v.Targets, func(t root.TargetView) bool { return t.State == root.OK && t.Copy.Member == m.UUID })
 		}
 	}
 	s.p.scrubs.mu.Lock()
 	defer s.p.scrubs.mu.Unlock()
-	s.p.scrubs.fits, s.p.scrubs.fitsAt = maps.Clone(s.fits), time.Now()
+	s.p.scrubs.fits, s.p.scrubs.fitsAt = fits, time.Now()
 }
 
-// membersAge is how long it counts what was seen of the copies of the root.
-const membersAge = time.Minute
+// membersAge is how long it counts what was seen of the copies of the root. [tune]
+const membersAge = time.Second
 
-// members is what roots learns of the targets, for a scrub that leaves the rest of it.
-func (s *scrubber) members(ctx context.Context) {
+// isMember tells whether a target shows its copy of the root now, or did a moment ago.
+func (s *scrubber) isMember(ctx context.Context, t block.TargetID) bool {
 	s.p.scrubs.mu.Lock()
-	if time.Since(s.p.scrubs.fitsAt) < membersAge {
-		s.fits = maps.Clone(s.p.scrubs.fits)
-		s.p.scrubs.mu.Unlock()
-		return
-	}
+	old := time.Since(s.p.scrubs.fitsAt) >= membersAge
 	s.p.scrubs.mu.Unlock()
-	if view, err := s.p.reg.Read(ctx); err == nil {
+	if old {
+		view, _ := s.p.reg.Read(ctx) // a view without a copy has no members
 		s.learnMembers(view)
 	}
+	s.p.scrubs.mu.Lock()
+	defer s.p.scrubs.mu.Unlock()
+	return s.p.scrubs.fits[t]
 }
 
 // readRoot asks for all copies of the root. One is damaged only if it was each time.

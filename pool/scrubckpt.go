@@ -175,7 +175,7 @@ func (s *scrubber) part(ctx context.Context, ref root.CheckpointRef, id partID, 
 	wanted := func() bool { return s.p.rootNames(ref) }
 	repair := func(c foundCopy, missing bool) {
 		outcome := outRepaired
-		if why := s.mayRepair(c.t); why != "" {
+		if why := s.mayRepair(ctx, c.t); why != "" {
 			outcome = why
 		} else if err := s.putBack(ctx, c.t, c.key, c.is, object, wanted); err != nil {
 			outcome = fmt.Sprintf("not repaired: %v", err)
@@ -197,7 +197,7 @@ func (s *scrubber) part(ctx context.Context, ref root.CheckpointRef, id partID, 
 		if len(taken) >= want {
 			break
 		}
-		if taken[t] || !s.fits[t] && !s.o.DryRun {
+		if taken[t] || !s.o.DryRun && !s.isMember(ctx, t) {
 			continue
 		}
 		taken[t] = true

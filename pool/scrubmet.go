@@ -83,9 +83,8 @@ func (p *Pool) repairMet(ctx context.Context) {
 			continue
 		}
 		p.roundStep(ctx, &scrubRound{}, func(ctx context.Context, s *scrubber) error {
-			s.members(ctx)
 			info, ok := p.segmentRow(next.id)
-			if !ok || next.shard >= info.Shards() || s.mayRepair(info.Targets[next.shard]) != "" {
+			if !ok || next.shard >= info.Shards() || s.mayRepair(ctx, info.Targets[next.shard]) != "" {
 				return nil
 			}
 			return s.segment(ctx, next.id)

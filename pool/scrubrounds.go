@@ -5,8 +5,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"path"
 	"time"
+
+	"github.com/google/uuid"
 
 	"graindisk/block"
 	"graindisk/grains/segment"
@@ -15,13 +18,13 @@ import (
 
 // A gateway scrubs each of its pools in rounds of Options.ScrubPeriod. A round begins with the root and the
 // checkpoints; then its segments follow in the order of their numbers, spread evenly over the time that is
-// left, one at a time and at Options.ScrubRate at most. Where it is, and what it has found, is kept in the file "scrub" on the tier,
-// which is written now and then, and never synced: without it the round begins anew.
+// left, one at a time and at Options.ScrubRate at most; of a hundred segments and fewer each has a hundredth of it. Where it is, and what it
+// has found, is kept in the file "scrub" on the tier, which is written now and then, and never synced: without it the round begins anew.
 //
-//	0      4     6   8          16     32        40    48     56     64        72        80        88         96             104      112   120
-//	+------+-----+---+----------+------+---------+-----+------+------+---------+---------+---------+----------+--------------+--------+-----+-----+
-//	| GDSP | ver | 0 | incompat | pool | started | end | next | segs | objects | bytes   | damaged | missing  | repaired     | unrep. | ... | crc |
-//	+------+-----+---+----------+------+---------+-----+------+------+---------+---------+---------+----------+--------------+--------+-----+-----+
+//	0      4     6   8          16     32        40    48     56                        80                         128   132
+//	+------+-----+---+----------+------+---------+-----+------+-------------------------+--------------------------+-----+
+//	| GDSP | ver | 0 | incompat | pool | started | end | next | segments objects bytes  | found: six of ScrubCounts | crc |
+//	+------+-----+---+----------+------+---------+-----+------+-------------------------+--------------------------+-----+
 //
 // Integers are little-endian, times are seconds since 1970. started is that of the round, end that of the one before; next is the segment to
 // go on with, 0 = the round has not begun. crc is CRC32C over all before it.
@@ -85,6 +88,30 @@ func decodeScrubRound(b []byte, pool [16]byte) (r scrubRound, err error) {
 		started: v[0], ended: v[1], next: block.SegmentID(v[2]), segments: uint64(v[3]), objects: v[4], bytes: v[5],
 		found: ScrubCounts{Damaged: v[6], Missing: v[7], Repaired: v[8], Unrepairable: v[9], Unread: v[10], LostBytes: v[11]},
 	}, nil
+}
+
+// DescribeScrub prints the position of a scrub, the file "scrub" of a pool on the tier.
+func DescribeScrub(w io.Writer, b []byte) error {
+	if len(b) < 32 {
+		return fmt.Errorf("scrub position of %d bytes: %w", len(b), segment.ErrDamaged)
+	}
+	r, err := decodeScrubRound(b, [16]byte(b[16:32]))
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(w, "scrub        of pool %s\n", uuid.UUID(b[16:32]))
+	fmt.Fprintf(w, "round        since %s, goes on with segment %d; the one before ended %s\n", stamp(r.started), r.next, stamp(r.ended))
+	fmt.Fprintf(w, "read         %d segments, %d objects, %d bytes\n", r.segments, r.objects, r.bytes)
+	_, err = fmt.Fprintf(w, "found        damaged %d, missing %d, repaired %d, unrepairable %d, unread %d, lost bytes %d\n",
+		r.found.Damaged, r.found.Missing, r.found.Repaired, r.found.Unrepairable, r.found.Unread, r.found.LostBytes)
+	return err
+}
+
+func stamp(seconds int64) string {
+	if seconds == 0 {
+		return "never"
+	}
+	return time.Unix(seconds, 0).UTC().Format(time.RFC3339)
 }
 
 // loadRound reads the position from the tier; a new round begins if there is none.
@@ -172,9 +199,12 @@ func (p *Pool) scrubRounds(ctx context.Context) {
 			pause(ctx, scrubFirst)
 			continue
 		case r.next == 0:
-			r = scrubRound{started: now.Unix(), ended: r.ended, next: 1}
-			p.roundStep(ctx, &r, func(ctx context.Context, s *scrubber) error { return s.begin(ctx) })
-			save(true)
+			next := scrubRound{started: now.Unix(), ended: r.ended, next: 1}
+			p.roundStep(ctx, &next, func(ctx context.Context, s *scrubber) error { return s.begin(ctx) })
+			if ctx.Err() == nil {
+				r = next
+				save(true)
+			}
 			continue
 		case len(left) == 0:
 			r.ended, r.next = now.Unix(), 0
@@ -184,7 +214,6 @@ func (p *Pool) scrubRounds(ctx context.Context) {
 			continue
 		}
 		p.roundStep(ctx, &r, func(ctx context.Context, s *scrubber) error {
-			s.members(ctx)
 			return s.segment(ctx, left[0])
 		})
 		if ctx.Err() != nil {

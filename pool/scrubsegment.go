@@ -202,7 +202,7 @@ func (s *scrubber) settleShard(ctx context.Context, info segment.Info, n int, f 
 		what = x.Bad[n]
 	}
 	body, hopeless := x.Object(n), false
-	switch why := s.mayRepair(t); {
+	switch why := s.mayRepair(ctx, t); {
 	case body == nil && away:
 		outcome = outAway
 	case body == nil:

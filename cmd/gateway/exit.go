@@ -46,6 +46,7 @@ var exitCodes = []struct {
 	{writeback.ErrDamaged, exitDamage},
 	{segment.ErrDamaged, exitDamage},
 	{root.ErrDamaged, exitDamage},
+	{pool.ErrUnrepaired, exitDamage},
 	{vdisk.ErrDamaged, exitDamage},
 	{densetree.ErrCorrupt, exitDamage},
 	{errCounts, exitDamage},

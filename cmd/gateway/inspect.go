@@ -39,6 +39,9 @@ func newInspectCmd(a *app) *cobra.Command {
 		a.newInspector("boot FILE", "Decode a disk's boot profile, boot-NNNNNN on the tier", fileInspector(func(b *bytes.Buffer, data []byte) error {
 			return bootprofile.Describe(b, data)
 		})),
+		a.newInspector("scrub FILE", "Decode the position of a scrub, scrub on the tier", fileInspector(func(b *bytes.Buffer, data []byte) error {
+			return pool.DescribeScrub(b, data)
+		})),
 	)
 }
 

@@ -18,6 +18,7 @@ func newPoolCmd(a *app) *cobra.Command {
 		newPoolCheckCmd(a),
 		newPoolCreateCmd(a),
 		newPoolRebuildCmd(a),
+		newPoolScrubCmd(a),
 		newPoolStatusCmd(a),
 		newPoolFsckCmd(a),
 		newPoolRepairCmd(a),
@@ -147,6 +148,7 @@ func runPoolStatus(ctx context.Context, a *app, names []string) ([]pool.Status, 
 		if p.Space.Error != "" {
 			fmt.Fprintf(a.stdout, "  error: %d segments have wrong counts and are not cleaned: %s\n", p.Space.DamagedSegments, p.Space.Error)
 		}
+		printScrub(a.stdout, p.Scrub)
 		fmt.Fprintf(a.stdout, "  tier: %d slots of %s: %d busy, %d cache, %d free\n", p.Tier.Busy+p.Tier.Clean+p.Tier.Free,
 			config.Bytes(p.Tier.SlotBytes), p.Tier.Busy, p.Tier.Clean, p.Tier.Free)
 		for _, t := range p.Targets {

@@ -151,7 +151,8 @@ func poolOptions(ctx context.Context, cfg *config.Config, name string, log *slog
 		Data: pc.Stripe.Data, Parity: pc.Stripe.Parity, MaxDirtyAge: pc.MaxDirtyAge,
 		MaxExposure: int64(pc.MaxExposure), MaxExposureAge: pc.MaxExposureAge, Log: log,
 		DeleteGrace: pc.DeleteGrace, UndeleteWindow: pc.UndeleteWindow,
-		RepairRate: int64(pc.RepairRate),
+		RepairRate:  int64(pc.RepairRate),
+		ScrubPeriod: pc.ScrubPeriod, ScrubRate: int64(pc.ScrubRate), RepairReads: true,
 	}
 	var err error
 	if o.Compression, err = segment.ParseCodec(string(pc.Compression)); err != nil {

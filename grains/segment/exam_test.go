@@ -167,6 +167,14 @@ func TestAnExamSeesThroughGoodChecksums(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	for n := range 3 { // of three equal shards two outvote one, which is whole by itself
+		a, b := examined(t, rng, 1, 2, 3), examined(t, rng, 1, 2, 3)
+		objects := objectsOf(a)
+		objects[n] = b.Shards[n]
+		if err := wantMended(a, Examine(a.Info, testPool, objects, nil), n); err != nil {
+			t.Errorf("shard %d of a mirror sealed otherwise: %v", n, err)
+		}
+	}
 	if _, err := OpenShard(forge(s.Shards[2], 5000)); err != nil {
 		t.Errorf("the forged parity is not what this test needs: %v", err)
 	}
