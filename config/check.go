@@ -93,6 +93,12 @@ func (c *Config) checkPool(col *collector, name string, disks map[string]string)
 	if p.MaxExposureAge != 0 && !col.bad(at+".max_dirty_age") {
 		checkAtLeast(col, at+".max_exposure_age", p.MaxExposureAge, 2*p.MaxDirtyAge)
 	}
+	if p.Beat != 0 {
+		checkAtLeast(col, at+".beat", p.Beat, beatMin)
+	}
+	if p.Watch != 0 && !col.bad(at+".beat") {
+		checkAtLeast(col, at+".watch", p.Watch, max(2*p.Beat, beatMin))
+	}
 	if len(p.Targets) == 0 {
 		col.addMissing(at+".targets", "the pool has no targets")
 	}

@@ -180,6 +180,10 @@ type Pool struct {
 	// writes wait. Default 0, no bound; else at least 64 MiB, and twice MaxDirtyAge.
 	MaxExposure    Bytes         `yaml:"max_exposure,omitempty"`
 	MaxExposureAge time.Duration `yaml:"max_exposure_age,omitempty"`
+	// Beat is the most time between an owner's signs of life, default 30 s, 0 for none but its commits; Watch is how long
+	// an owner must have given none before its pool may be taken over, default 75 s, 0 for not at all.
+	Beat  time.Duration `yaml:"beat"`
+	Watch time.Duration `yaml:"watch"`
 	// Compression packs new segments; default none. What is stored already stays as it is.
 	Compression Compression `yaml:"compression"`
 	Targets     []Target    `yaml:"targets"`
@@ -307,6 +311,9 @@ const (
 	maxDirtyAgeMin     = time.Second
 	maxExposureMin     = 64 * MiB // two full segments
 	maxDirtyAgeDefault = 30 * time.Second
+	beatMin            = 100 * time.Millisecond
+	beatDefault        = 30 * time.Second // 86 400 puts in 30 days
+	watchDefault       = 75 * time.Second // two beats and a half
 	shutdownDefault    = 45 * time.Second
 	socketPathMax      = 107 // sun_path holds 108 bytes with its closing zero
 )

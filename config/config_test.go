@@ -331,7 +331,7 @@ func TestEmbeddedDefault(t *testing.T) {
 		Tier:            Tier{Dir: run + "/tier", Size: 600 * MiB, RAM: 256 * MiB},
 		ShutdownTimeout: 45 * time.Second,
 		Pools: map[string]Pool{"main": {
-			Stripe: Stripe{2, 1}, MaxDirtyAge: 30 * time.Second, Compression: CompressionNone,
+			Stripe: Stripe{2, 1}, MaxDirtyAge: 30 * time.Second, Beat: 30 * time.Second, Watch: 75 * time.Second, Compression: CompressionNone,
 			Targets: []Target{
 				{Name: "a", Local: &Local{run + "/targets/a"}}, {Name: "b", Local: &Local{run + "/targets/b"}}, {Name: "c", Local: &Local{run + "/targets/c"}},
 			},

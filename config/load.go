@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/go-viper/mapstructure/v2"
 	"github.com/spf13/viper"
@@ -40,7 +41,7 @@ func Embedded(dir string, disks []Disk) (*Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("embedded default: %w", err)
 	}
-	p := Pool{Stripe: Stripe{Data: 2, Parity: 1}, MaxDirtyAge: maxDirtyAgeDefault, Compression: CompressionNone, Disks: disks}
+	p := Pool{Stripe: Stripe{Data: 2, Parity: 1}, MaxDirtyAge: maxDirtyAgeDefault, Beat: beatDefault, Watch: watchDefault, Compression: CompressionNone, Disks: disks}
 	for _, name := range []string{"a", "b", "c"} {
 		p.Targets = append(p.Targets, Target{Name: name, Local: &Local{Dir: filepath.Join(dir, "targets", name)}})
 	}
@@ -183,7 +184,9 @@ func decode(root *yaml.Node, bound map[string]string, c *Config) error {
 	v.SetDefault("shutdown_timeout", shutdownDefault)
 	v.SetDefault("tier"+viperDelim+"ram", ramDefault.String())
 	for name := range v.GetStringMap("pools") {
-		v.SetDefault("pools"+viperDelim+name+viperDelim+"max_dirty_age", maxDirtyAgeDefault)
+		for key, d := range map[string]time.Duration{"max_dirty_age": maxDirtyAgeDefault, "beat": beatDefault, "watch": watchDefault} {
+			v.SetDefault("pools"+viperDelim+name+viperDelim+key, d)
+		}
 	}
 	for key, name := range bound {
 		if err := v.BindEnv(key, name); err != nil {
