@@ -53,6 +53,7 @@ func (p *Pool) CreateDisk(ctx context.Context, name string, size int64) (*vdisk.
 	}
 	// The disk can be found, and written to, only when its creation is on record.
 	// Once it is, only a failed log is an error: the number is used.
+	held := ctx
 	ctx = context.WithoutCancel(ctx)
 	if _, err = p.log.Append(ctx, []writeback.Record{{Kind: writeback.Op, Disk: id, Data: payload}}); err == nil {
 		err = p.log.Sync(ctx)
@@ -61,6 +62,9 @@ func (p *Pool) CreateDisk(ctx context.Context, name string, size int64) (*vdisk.
 		return nil, fmt.Errorf("create disk %s: %w", name, err)
 	}
 	p.addDisk(id, meta)
+	if err := p.hold(held); err != nil {
+		return nil, fmt.Errorf("create disk %s: %w", name, err)
+	}
 	return p.Disk(name)
 }
 
@@ -78,7 +82,7 @@ func (p *Pool) addDisk(id block.DiskID, meta segment.DiskMeta) {
 		return
 	}
 	p.disks[meta.Name] = vdisk.New(vdisk.Options{
-		ID: id, Name: meta.Name, Size: int64(meta.SizeBytes), Log: p.log, Tree: t, Extents: p, Gate: p.gate, MendMap: p.mendMap,
+		ID: id, Name: meta.Name, Size: int64(meta.SizeBytes), Log: p.log, Tree: t, Extents: p, Gate: p.gate, Hold: p.hold, MendMap: p.mendMap,
 		Reads: p.recordBoot(id),
 	})
 }
