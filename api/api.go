@@ -7,6 +7,7 @@
 //	GET  /v1/disks/{name}   pool.DiskInfo
 //	GET  /v1/pools          []pool.Status
 //	GET  /v1/pools/{name}   pool.Status
+//	POST /v1/pools/{name}/release   pool.Status, as it is when everything is published and nobody owns the pool
 //	GET  /metrics           Prometheus text
 //
 // A failure is an Error with a fitting HTTP status. Unknown fields in requests are refused; clients
@@ -27,6 +28,7 @@ import (
 	"time"
 
 	"graindisk/pool"
+	"graindisk/vdisk"
 )
 
 // ErrNoPool means the gateway has no pool of that name.
@@ -45,7 +47,7 @@ type NewDisk struct {
 }
 
 // Error is the body of every failure. Code is for programs: "no_such_disk", "no_such_pool", "exists",
-// "bad_request", "stopped", "failed".
+// "bad_request", "stopped", "fenced" (another owner has taken the pool over), "failed".
 type Error struct {
 	Code    string `json:"code"`
 	Message string `json:"error"`
@@ -73,6 +75,7 @@ var codes = []struct {
 	{ErrNoPool, "no_such_pool", http.StatusNotFound},
 	{pool.ErrExists, "exists", http.StatusConflict},
 	{ErrBadRequest, "bad_request", http.StatusBadRequest},
+	{vdisk.ErrFenced, "fenced", http.StatusConflict},
 }
 
 // ErrBadRequest means that the request makes no sense as it stands.
@@ -87,6 +90,8 @@ type Gateway interface {
 	CreateDisk(ctx context.Context, d NewDisk) (pool.DiskInfo, error)
 	Pools() []pool.Status
 	Pool(name string) (pool.Status, error)
+	// ReleasePool publishes all of a pool, ends serving it and gives it up; ErrNoPool if it is not served.
+	ReleasePool(ctx context.Context, name string) (pool.Status, error)
 }
 
 const bodyBytesMax = 1 << 20
@@ -104,6 +109,9 @@ func Handler(g Gateway, metrics http.Handler) http.Handler {
 	get("/v1/pools/{name}", func(r *http.Request) (any, error) { return g.Pool(r.PathValue("name")) })
 	mux.HandleFunc("POST /v1/disks", func(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusCreated)(createDisk(g, w, r))
+	})
+	mux.HandleFunc("POST /v1/pools/{name}/release", func(w http.ResponseWriter, r *http.Request) {
+		answer(w, http.StatusOK)(g.ReleasePool(r.Context(), r.PathValue("name")))
 	})
 	if metrics != nil {
 		mux.Handle("GET /metrics", metrics)
@@ -200,6 +208,11 @@ func (c *Client) Pools(ctx context.Context) (ps []pool.Status, err error) {
 // Pool describes one pool; ErrNoPool if there is none of that name.
 func (c *Client) Pool(ctx context.Context, name string) (s pool.Status, err error) {
 	return s, c.do(ctx, http.MethodGet, "/v1/pools/"+url.PathEscape(name), nil, &s)
+}
+
+// ReleasePool has the gateway publish and give up a pool; ErrNoPool if it serves none of that name.
+func (c *Client) ReleasePool(ctx context.Context, name string) (s pool.Status, err error) {
+	return s, c.do(ctx, http.MethodPost, "/v1/pools/"+url.PathEscape(name)+"/release", nil, &s)
 }
 
 func (c *Client) do(ctx context.Context, method, path string, in, out any) error {

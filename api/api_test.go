@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"graindisk/pool"
+	"graindisk/vdisk"
 )
 
 // fakeGateway has one pool and one disk.
@@ -52,6 +53,18 @@ func (*fakeGateway) Pool(name string) (pool.Status, error) {
 	return pool.Status{Name: "main", Epoch: 7}, nil
 }
 
+func (g *fakeGateway) ReleasePool(_ context.Context, name string) (pool.Status, error) {
+	switch s, err := g.Pool(name); {
+	case err != nil:
+		return s, err
+	case len(g.disks) > 1:
+		return s, fmt.Errorf("pool %s: %w", name, vdisk.ErrFenced)
+	default:
+		s.PublishedCut = 5
+		return s, nil
+	}
+}
+
 func start(t *testing.T) (*Client, string) {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "admin.sock")
@@ -80,6 +93,9 @@ func TestTheClientGetsWhatTheGatewaySays(t *testing.T) {
 	if d, err := c.Disk(ctx, "vm1"); err != nil || d.Epoch != 7 {
 		t.Errorf("disk: %+v %v", d, err)
 	}
+	if p, err := c.ReleasePool(ctx, "main"); err != nil || p.PublishedCut != 5 {
+		t.Errorf("release: %+v %v", p, err)
+	}
 	if d, err := c.CreateDisk(ctx, NewDisk{Name: "vm2", SizeBytes: 1 << 20}); err != nil || d.SizeBytes != 1<<20 {
 		t.Errorf("create: %+v %v", d, err)
 	}
@@ -104,6 +120,8 @@ func TestFailuresKeepTheirMeaningOverTheWire(t *testing.T) {
 	}{
 		{"a disk that is not there", second(c.Disk(ctx, "no/such?disk")), pool.ErrNoDisk},
 		{"a pool that is not there", second(c.Pool(ctx, "x")), ErrNoPool},
+		{"a pool to release that is not there", second(c.ReleasePool(ctx, "x")), ErrNoPool},
+		{"a pool to release that another has taken over", releaseFenced(ctx, c), vdisk.ErrFenced},
 		{"a name that is taken", second(c.CreateDisk(ctx, NewDisk{Name: "vm1", SizeBytes: 1})), pool.ErrExists},
 		{"a request that makes no sense", second(c.CreateDisk(ctx, NewDisk{Name: "vm3"})), ErrBadRequest},
 	} {
@@ -119,6 +137,13 @@ func TestFailuresKeepTheirMeaningOverTheWire(t *testing.T) {
 	}
 }
 
+func releaseFenced(ctx context.Context, c *Client) error {
+	if _, err := c.CreateDisk(ctx, NewDisk{Name: "vm2", SizeBytes: 1 << 20}); err != nil {
+		return err
+	}
+	return second(c.ReleasePool(ctx, "main"))
+}
+
 func second[T any](_ T, err error) error { return err }
 
 func TestBadRequestsAreRefused(t *testing.T) {
@@ -130,6 +155,7 @@ func TestBadRequestsAreRefused(t *testing.T) {
 		{"POST", "/v1/disks", `{"name":"x","size_bytes":1,"colour":"red"}`, http.StatusBadRequest},
 		{"POST", "/v1/disks", `{`, http.StatusBadRequest},
 		{"POST", "/v1/disks", `{"name":"` + strings.Repeat("x", bodyBytesMax) + `"}`, http.StatusBadRequest},
+		{"GET", "/v1/pools/main/release", "", http.StatusMethodNotAllowed},
 		{"DELETE", "/v1/disks/vm1", "", http.StatusMethodNotAllowed},
 		{"GET", "/v2/disks", "", http.StatusNotFound},
 		{"GET", "/metrics", "", http.StatusOK},

@@ -17,6 +17,7 @@ func newPoolCmd(a *app) *cobra.Command {
 	return newGroupCmd("pool", "Create pools and show how they are",
 		newPoolCheckCmd(a),
 		newPoolCreateCmd(a),
+		newPoolReleaseCmd(a),
 		newPoolStatusCmd(a),
 	)
 }
@@ -122,6 +123,7 @@ func runPoolStatus(ctx context.Context, a *app, names []string) ([]pool.Status, 
 		if s := p.Log.Trouble(p.Tier.Dir); s != "" {
 			fmt.Fprintf(a.stdout, "  %s\n", s)
 		}
+		printOwner(a.stdout, p)
 		fmt.Fprintf(a.stdout, "  unpublished: %s, oldest %.0f s\n", config.Bytes(p.UnpublishedBytes), p.UnpublishedAgeSeconds)
 		switch e := p.Exposure; {
 		case p.Log.Waits != "": // publishing would not help

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -31,11 +32,18 @@ import (
 )
 
 // gateway is the open pools of one process. It answers the admin API and finds the exports of the
-// NBD frontend. Its set of pools does not change while it runs.
+// NBD frontend.
 type gateway struct {
-	pools  map[string]*pool.Pool
-	grants atomic.Pointer[map[string]access.Grants] // by disk
+	pools        atomic.Pointer[map[string]*pool.Pool]                             // replaced when one is released; see all
+	grants       atomic.Pointer[map[string]access.Grants]                          // by disk
+	drop         func(ctx context.Context, leaving func(export string) bool) error // of the NBD server; set before clients come
+	closeTimeout time.Duration                                                     // of one pool that is released
+	onDrop       sync.Mutex                                                        // one pool is released at a time
 }
+
+// all are the pools that are served now, by name; not to be changed. One that is released at the moment may be among
+// them: what it is asked after it was closed fails.
+func (g *gateway) all() map[string]*pool.Pool { return *g.pools.Load() }
 
 // poolsAtOnce are opened side by side: each may wait for its targets.
 const poolsAtOnce = 8
@@ -43,11 +51,12 @@ const poolsAtOnce = 8
 // openGateway opens every pool of the configuration and makes the disks that it lists and that are
 // missing. On failure whatever it opened is closed, with the log intact and the pool held.
 func openGateway(ctx context.Context, cfg *config.Config, takeover bool, data *dataDir, log *slog.Logger) (*gateway, error) {
-	g := &gateway{pools: map[string]*pool.Pool{}}
+	g, pools := &gateway{closeTimeout: cfg.ShutdownTimeout}, map[string]*pool.Pool{}
+	g.pools.Store(&pools)
 	if err := g.setAccess(cfg); err != nil {
 		return nil, err
 	}
-	var mu sync.Mutex // of g.pools
+	var mu sync.Mutex // of pools
 	eg, octx := errgroup.WithContext(ctx)
 	eg.SetLimit(poolsAtOnce)
 	for _, name := range slices.Sorted(maps.Keys(cfg.Pools)) {
@@ -55,7 +64,7 @@ func openGateway(ctx context.Context, cfg *config.Config, takeover bool, data *d
 			p, err := openPool(octx, cfg, name, takeover, data, log)
 			if p != nil {
 				mu.Lock()
-				g.pools[name] = p
+				pools[name] = p
 				mu.Unlock()
 			}
 			return err
@@ -74,8 +83,10 @@ func openPool(ctx context.Context, cfg *config.Config, name string, takeover boo
 	if err != nil {
 		return nil, err
 	}
-	o.Takeover, o.CreateEmpty = takeover, cfg.Embedded
-	if id, err := writeback.ReadIdentity(vfs.OS{}, o.TierDir); err == nil && data.servedJustNow(id.Log) {
+	o.Takeover, o.CreateEmpty, o.Gone = takeover, cfg.Embedded, data.hadTenure
+	// Who was away for less than half the watch time went on running, as far as anybody can tell.
+	short := o.Watch == 0 || aliveWithin <= o.Watch/2
+	if id, err := writeback.ReadIdentity(vfs.OS{}, o.TierDir); err == nil && short && data.servedJustNow(id.Log) {
 		o.RootLook = rootLook
 	}
 	if err := checkTierSpace(o.TierDir, config.Bytes(o.TierBytes)); err != nil {
@@ -126,7 +137,7 @@ func poolOptions(ctx context.Context, cfg *config.Config, name string, log *slog
 		Name: name, TierDir: filepath.Join(cfg.Tier.Dir, name),
 		TierBytes: tierBytes, CacheIndexBytes: cacheIndex, IndexBytes: segmentIndexes, RAMBytes: blocks,
 		Data: pc.Stripe.Data, Parity: pc.Stripe.Parity, MaxDirtyAge: pc.MaxDirtyAge,
-		MaxExposure: int64(pc.MaxExposure), MaxExposureAge: pc.MaxExposureAge, Log: log,
+		MaxExposure: int64(pc.MaxExposure), MaxExposureAge: pc.MaxExposureAge, Beat: pc.Beat, Watch: pc.Watch, Log: log,
 	}
 	var err error
 	if o.Compression, err = segment.ParseCodec(string(pc.Compression)); err != nil {
@@ -232,7 +243,7 @@ func s3Options(c *config.S3) (s3.Options, error) {
 // close publishes and releases every pool.
 func (g *gateway) close(ctx context.Context) error {
 	var eg errgroup.Group
-	for _, p := range g.pools {
+	for _, p := range g.all() {
 		eg.Go(func() error { return p.Close(ctx) })
 	}
 	return eg.Wait()
@@ -249,19 +260,19 @@ func (g *gateway) abandon() error {
 	return nil
 }
 
-// logs are those of the pools that serve, with nothing that keeps them from going on.
-func (g *gateway) logs() (ids []writeback.UUID) {
-	for _, p := range g.pools {
+// tenures are those of the pools that serve, with nothing that keeps them from going on.
+func (g *gateway) tenures() (ts []tenure) {
+	for _, p := range g.all() {
 		if id, ok := p.Owner(); ok {
-			ids = append(ids, id)
+			ts = append(ts, tenure{id, p.Claimed()})
 		}
 	}
-	return ids
+	return ts
 }
 
 // find returns the disk of that name, in whichever pool it is.
 func (g *gateway) find(name string) (*pool.Pool, *vdisk.Disk, error) {
-	for _, p := range g.pools {
+	for _, p := range g.all() {
 		if d, err := p.Disk(name); err == nil {
 			return p, d, nil
 		}
@@ -293,8 +304,9 @@ func (g *gateway) Version() string { return buildVersion().Version }
 // Disks implements api.Gateway.
 func (g *gateway) Disks() []pool.DiskInfo {
 	ds := []pool.DiskInfo{}
-	for _, name := range slices.Sorted(maps.Keys(g.pools)) {
-		ds = append(ds, g.pools[name].Disks()...)
+	pools := g.all()
+	for _, name := range slices.Sorted(maps.Keys(pools)) {
+		ds = append(ds, pools[name].Disks()...)
 	}
 	return ds
 }
@@ -318,14 +330,14 @@ func (g *gateway) CreateDisk(ctx context.Context, n api.NewDisk) (pool.DiskInfo,
 		return pool.DiskInfo{}, fmt.Errorf("create disk %s: %w; choose another name", n.Name, pool.ErrExists)
 	}
 	if n.Pool == "" {
-		if len(g.pools) > 1 {
-			return pool.DiskInfo{}, fmt.Errorf("%w: the gateway has pools %v: name one", api.ErrBadRequest, slices.Sorted(maps.Keys(g.pools)))
+		if len(g.all()) > 1 {
+			return pool.DiskInfo{}, fmt.Errorf("%w: the gateway has pools %v: name one", api.ErrBadRequest, slices.Sorted(maps.Keys(g.all())))
 		}
-		for name := range g.pools {
+		for name := range g.all() {
 			n.Pool = name
 		}
 	}
-	p := g.pools[n.Pool]
+	p := g.all()[n.Pool]
 	if p == nil {
 		return pool.DiskInfo{}, fmt.Errorf("pool %s: %w", n.Pool, api.ErrNoPool)
 	}
@@ -339,15 +351,16 @@ func (g *gateway) CreateDisk(ctx context.Context, n api.NewDisk) (pool.DiskInfo,
 // Pools implements api.Gateway.
 func (g *gateway) Pools() []pool.Status {
 	ss := []pool.Status{}
-	for _, name := range slices.Sorted(maps.Keys(g.pools)) {
-		ss = append(ss, g.pools[name].Status())
+	pools := g.all()
+	for _, name := range slices.Sorted(maps.Keys(pools)) {
+		ss = append(ss, pools[name].Status())
 	}
 	return ss
 }
 
 // Pool implements api.Gateway.
 func (g *gateway) Pool(name string) (pool.Status, error) {
-	p := g.pools[name]
+	p := g.all()[name]
 	if p == nil {
 		return pool.Status{}, fmt.Errorf("pool %s: %w", name, api.ErrNoPool)
 	}
