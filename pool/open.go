@@ -126,6 +126,9 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 		o.Log.Warn("quarantine not listed", "pool", o.Name, "err", err)
 	}
 	p.tookOver(seen)
+	if view == nil { // nothing could be learnt from the root: as if we had gone on running
+		p.pulse.renew(p.pulse.now(), true)
+	}
 	pctx, cancel := context.WithCancel(context.Background())
 	p.pub.cancel, p.pub.done, p.pub.local = cancel, make(chan struct{}), make(chan struct{})
 	p.ahead.Go(func() { p.warmUp(pctx) })
@@ -461,10 +464,12 @@ func (p *Pool) claim(ctx context.Context, o root.ClaimOptions) error {
 		}
 		return p.log.AppendMeta(metaEpoch, encodeEpoch(b.Epoch))
 	}
+	at := p.pulse.now()
 	v, err := p.reg.Claim(ctx, o)
 	if err != nil {
 		return err
 	}
+	p.pulse.renew(at, true)
 	p.mu.Lock()
 	p.val = v
 	p.mu.Unlock()

@@ -244,4 +244,3 @@ func BenchmarkHold(b *testing.B) {
 		}
 	}
 }
-
