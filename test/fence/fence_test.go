@@ -27,6 +27,8 @@ func TestAStoppedOwnerAcknowledgesNothingMore(t *testing.T) {
 	b.refused([]string{"--takeover"}, "held by", "epoch 1", "is alive", "beat", "gateway pool release main")
 	load := startWriter(t, first)
 	load.reach(t, 40)
+	now := time.Now()
+	a.until("told of what the load has written", func(s status) bool { return s.Owner.LastBeat.After(now) })
 	first.Signal(syscall.SIGSTOP)
 	begun := time.Now()
 	b.refused(nil, "held by", "no sign of life", "as of cut", "gateway serve --takeover")

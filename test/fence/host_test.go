@@ -109,12 +109,16 @@ func mustSay(t *testing.T, text string, words ...string) {
 
 // status is what these tests want of `pool status --json`.
 type status struct {
-	State       string                     `json:"state"`
-	Epoch       uint64                     `json:"epoch"`
-	Cut         uint64                     `json:"published_cut"`
-	Unpublished int64                      `json:"unpublished_bytes"`
-	Owner       struct{ Log, Host string } `json:"owner"`
-	Fenced      *struct{ Lost lost }       `json:"fenced"`
+	State       string `json:"state"`
+	Epoch       uint64 `json:"epoch"`
+	Cut         uint64 `json:"published_cut"`
+	Unpublished int64  `json:"unpublished_bytes"`
+	Owner       struct {
+		Log      string    `json:"log"`
+		Host     string    `json:"host"`
+		LastBeat time.Time `json:"last_beat"`
+	} `json:"owner"`
+	Fenced      *struct{ Lost lost } `json:"fenced"`
 	Quarantines []struct {
 		Dir  string
 		Lost *lost
