@@ -14,6 +14,7 @@
 //	GET  /v1/pools          []pool.Status
 //	GET  /v1/pools/{name}   pool.Status
 //	POST /v1/pools/{name}/scrub  ScrubRequest → pool.ScrubReport, when it is done; ends if the client goes
+//	POST /v1/pools/{name}/release   pool.Status, as it is when everything is published and nobody owns the pool
 //	GET  /metrics           Prometheus text
 //
 // Long work is a job: it is started by a request that returns at once, and looked after by its id.
@@ -44,6 +45,7 @@ import (
 
 	"graindisk/internal/jobs"
 	"graindisk/pool"
+	"graindisk/vdisk"
 )
 
 // ErrNoPool means the gateway has no pool of that name.
@@ -62,7 +64,8 @@ type NewDisk struct {
 }
 
 // Error is the body of every failure. Code is for programs: "no_such_disk", "no_such_pool", "exists",
-// "in_use", "would_shrink", "bad_request", "stopped", "failed".
+// "in_use", "would_shrink", "no_such_target", "target_in_use", "no_such_job", "running", "bad_request", "stopped", "fenced" (another owner
+// has taken the pool over), "failed".
 type Error struct {
 	Code    string `json:"code"`
 	Message string `json:"error"`
@@ -96,6 +99,7 @@ var codes = []struct {
 	{pool.ErrTargetInUse, "target_in_use", http.StatusConflict},
 	{jobs.ErrNoJob, "no_such_job", http.StatusNotFound},
 	{jobs.ErrRunning, "running", http.StatusConflict},
+	{vdisk.ErrFenced, "fenced", http.StatusConflict},
 }
 
 // ErrBadRequest means that the request makes no sense as it stands.
@@ -112,6 +116,8 @@ type Gateway interface {
 	Pool(name string) (pool.Status, error)
 	DiskOperator
 	scrubber
+	// ReleasePool publishes all of a pool, ends serving it and gives it up; ErrNoPool if it is not served.
+	ReleasePool(ctx context.Context, name string) (pool.Status, error)
 }
 
 const bodyBytesMax = 1 << 20
@@ -135,6 +141,9 @@ func Handler(g Gateway, metrics http.Handler) http.Handler {
 		handleWork(mux, w)
 	}
 	handleScrub(mux, g)
+	mux.HandleFunc("POST /v1/pools/{name}/release", func(w http.ResponseWriter, r *http.Request) {
+		answer(w, http.StatusOK)(g.ReleasePool(r.Context(), r.PathValue("name")))
+	})
 	if metrics != nil {
 		mux.Handle("GET /metrics", metrics)
 	}
@@ -230,6 +239,11 @@ func (c *Client) Pools(ctx context.Context) (ps []pool.Status, err error) {
 // Pool describes one pool; ErrNoPool if there is none of that name.
 func (c *Client) Pool(ctx context.Context, name string) (s pool.Status, err error) {
 	return s, c.do(ctx, http.MethodGet, "/v1/pools/"+url.PathEscape(name), nil, &s)
+}
+
+// ReleasePool has the gateway publish and give up a pool; ErrNoPool if it serves none of that name.
+func (c *Client) ReleasePool(ctx context.Context, name string) (s pool.Status, err error) {
+	return s, c.do(ctx, http.MethodPost, "/v1/pools/"+url.PathEscape(name)+"/release", nil, &s)
 }
 
 func (c *Client) do(ctx context.Context, method, path string, in, out any) error {

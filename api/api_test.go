@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"graindisk/pool"
+	"graindisk/vdisk"
 )
 
 // fakeGateway has one pool and one disk.
@@ -63,7 +64,7 @@ func (*fakeGateway) Scrub(ctx context.Context, name string, r ScrubRequest) (poo
 		scrubSteps <- "ended"
 		return pool.ScrubReport{}, ctx.Err()
 	}
-	return pool.ScrubReport{Objects: r.BytesPerSecond, Lost: []pool.LostRange{{Disk: "vm1", LBA: 7, Blocks: 2}}}, nil
+	return pool.ScrubReport{Objects: r.BytesPerSecond, Lost: []pool.DamagedRange{{Disk: "vm1", LBA: 7, Blocks: 2}}}, nil
 }
 
 var scrubSteps = make(chan string)
@@ -71,7 +72,7 @@ var scrubSteps = make(chan string)
 func TestAScrubEndsWithItsClient(t *testing.T) {
 	c, _ := start(t)
 	r, err := c.Scrub(context.Background(), "main", ScrubRequest{BytesPerSecond: 5})
-	if err != nil || r.Objects != 5 || len(r.Lost) != 1 || r.Lost[0] != (pool.LostRange{Disk: "vm1", LBA: 7, Blocks: 2}) {
+	if err != nil || r.Objects != 5 || len(r.Lost) != 1 || r.Lost[0] != (pool.DamagedRange{Disk: "vm1", LBA: 7, Blocks: 2}) {
 		t.Errorf("%+v %v", r, err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
@@ -82,6 +83,18 @@ func TestAScrubEndsWithItsClient(t *testing.T) {
 	<-scrubSteps // at the server
 	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Errorf("the client got %v", err)
+	}
+}
+
+func (g *fakeGateway) ReleasePool(_ context.Context, name string) (pool.Status, error) {
+	switch s, err := g.Pool(name); {
+	case err != nil:
+		return s, err
+	case len(g.disks) > 1:
+		return s, fmt.Errorf("pool %s: %w", name, vdisk.ErrFenced)
+	default:
+		s.PublishedCut = 5
+		return s, nil
 	}
 }
 
@@ -113,6 +126,9 @@ func TestTheClientGetsWhatTheGatewaySays(t *testing.T) {
 	if d, err := c.Disk(ctx, "vm1"); err != nil || d.Epoch != 7 {
 		t.Errorf("disk: %+v %v", d, err)
 	}
+	if p, err := c.ReleasePool(ctx, "main"); err != nil || p.PublishedCut != 5 {
+		t.Errorf("release: %+v %v", p, err)
+	}
 	if d, err := c.CreateDisk(ctx, NewDisk{Name: "vm2", SizeBytes: 1 << 20}); err != nil || d.SizeBytes != 1<<20 {
 		t.Errorf("create: %+v %v", d, err)
 	}
@@ -138,6 +154,8 @@ func TestFailuresKeepTheirMeaningOverTheWire(t *testing.T) {
 		{"a disk that is not there", second(c.Disk(ctx, "no/such?disk")), pool.ErrNoDisk},
 		{"a pool that is not there", second(c.Pool(ctx, "x")), ErrNoPool},
 		{"a scrub of a pool that is not there", second(c.Scrub(ctx, "x", ScrubRequest{})), ErrNoPool},
+		{"a pool to release that is not there", second(c.ReleasePool(ctx, "x")), ErrNoPool},
+		{"a pool to release that another has taken over", releaseFenced(ctx, c), vdisk.ErrFenced},
 		{"a name that is taken", second(c.CreateDisk(ctx, NewDisk{Name: "vm1", SizeBytes: 1})), pool.ErrExists},
 		{"a request that makes no sense", second(c.CreateDisk(ctx, NewDisk{Name: "vm3"})), ErrBadRequest},
 	} {
@@ -151,6 +169,13 @@ func TestFailuresKeepTheirMeaningOverTheWire(t *testing.T) {
 	if _, err := NewClient("/nowhere/admin.sock").Disks(ctx); err == nil || !strings.Contains(err.Error(), "/nowhere/admin.sock") || !strings.Contains(err.Error(), "is the gateway running?") {
 		t.Errorf("no gateway: %v", err)
 	}
+}
+
+func releaseFenced(ctx context.Context, c *Client) error {
+	if _, err := c.CreateDisk(ctx, NewDisk{Name: "vm2", SizeBytes: 1 << 20}); err != nil {
+		return err
+	}
+	return second(c.ReleasePool(ctx, "main"))
 }
 
 func second[T any](_ T, err error) error { return err }
@@ -170,6 +195,7 @@ func TestBadRequestsAreRefused(t *testing.T) {
 		{"POST", "/v1/pools/main/scrub", `{"rate":1}`, http.StatusBadRequest},
 		{"POST", "/v1/pools/main/scrub", `{"bytes_per_second":-1}`, http.StatusBadRequest},
 		{"POST", "/v1/pools/main/scrub", "", http.StatusOK},
+		{"GET", "/v1/pools/main/release", "", http.StatusMethodNotAllowed},
 		{"GET", "/v2/disks", "", http.StatusNotFound},
 		{"GET", "/metrics", "", http.StatusOK},
 		{"GET", "/v1/version", "", http.StatusOK},

@@ -105,6 +105,12 @@ func (c *Config) checkPool(col *collector, name string, disks map[string]string)
 	if key := at + ".scrub_rate"; p.ScrubRate < scrubRateMin && !col.bad(key) {
 		col.add(Problem{Key: key, Value: p.ScrubRate.String(), Msg: fmt.Sprintf("%v a second is less than %v", p.ScrubRate, scrubRateMin)})
 	}
+	if p.Beat != 0 {
+		checkAtLeast(col, at+".beat", p.Beat, beatMin)
+	}
+	if p.Watch != 0 && !col.bad(at+".beat") {
+		checkAtLeast(col, at+".watch", p.Watch, max(2*p.Beat, beatMin))
+	}
 	if len(p.Targets) == 0 {
 		col.addMissing(at+".targets", "the pool has no targets")
 	}

@@ -186,6 +186,10 @@ type Pool struct {
 	UndeleteWindow time.Duration `yaml:"undelete_window,omitempty"`
 	// RepairRate is how fast lost shards are restored in the background, in bytes per second; default 32 MiB.
 	RepairRate Bytes `yaml:"repair_rate,omitempty"`
+	// Beat is the most time between an owner's signs of life, default 30 s, 0 for none but its commits; Watch is how long
+	// an owner must have given none before its pool may be taken over, default 75 s, 0 for not at all.
+	Beat  time.Duration `yaml:"beat"`
+	Watch time.Duration `yaml:"watch"`
 	// Compression packs new segments; default none. What is stored already stays as it is.
 	Compression Compression `yaml:"compression"`
 	// ScrubPeriod is the time in which everything on the targets is read and checked once, at ScrubRate bytes a
@@ -321,6 +325,9 @@ const (
 	scrubRateDefault   = 32 * MiB
 	scrubRateMin       = 64 * KiB
 	maxDirtyAgeDefault = 30 * time.Second
+	beatMin            = 100 * time.Millisecond
+	beatDefault        = 30 * time.Second // 86 400 puts in 30 days
+	watchDefault       = 75 * time.Second // two beats and a half
 	shutdownDefault    = 45 * time.Second
 	socketPathMax      = 107 // sun_path holds 108 bytes with its closing zero
 )

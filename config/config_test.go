@@ -331,7 +331,8 @@ func TestEmbeddedDefault(t *testing.T) {
 		Tier:            Tier{Dir: run + "/tier", Size: 600 * MiB, RAM: 256 * MiB},
 		ShutdownTimeout: 45 * time.Second,
 		Pools: map[string]Pool{"main": {
-			Stripe: Stripe{2, 1}, MaxDirtyAge: 30 * time.Second, Compression: CompressionNone, ScrubPeriod: 720 * time.Hour, ScrubRate: 32 << 20,
+			Stripe: Stripe{2, 1}, MaxDirtyAge: 30 * time.Second, Beat: 30 * time.Second, Watch: 75 * time.Second, Compression: CompressionNone,
+			ScrubPeriod: 720 * time.Hour, ScrubRate: 32 << 20,
 			Targets: []Target{
 				{Name: "a", Local: &Local{run + "/targets/a"}}, {Name: "b", Local: &Local{run + "/targets/b"}}, {Name: "c", Local: &Local{run + "/targets/c"}},
 			},

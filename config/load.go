@@ -40,7 +40,7 @@ func Embedded(dir string, disks []Disk) (*Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("embedded default: %w", err)
 	}
-	p := Pool{Stripe: Stripe{Data: 2, Parity: 1}, MaxDirtyAge: maxDirtyAgeDefault, Compression: CompressionNone,
+	p := Pool{Stripe: Stripe{Data: 2, Parity: 1}, MaxDirtyAge: maxDirtyAgeDefault, Beat: beatDefault, Watch: watchDefault, Compression: CompressionNone,
 		ScrubPeriod: scrubPeriodDefault, ScrubRate: scrubRateDefault, Disks: disks}
 	for _, name := range []string{"a", "b", "c"} {
 		p.Targets = append(p.Targets, Target{Name: name, Local: &Local{Dir: filepath.Join(dir, "targets", name)}})
@@ -184,9 +184,10 @@ func decode(root *yaml.Node, bound map[string]string, c *Config) error {
 	v.SetDefault("shutdown_timeout", shutdownDefault)
 	v.SetDefault("tier"+viperDelim+"ram", ramDefault.String())
 	for name := range v.GetStringMap("pools") {
-		v.SetDefault("pools"+viperDelim+name+viperDelim+"max_dirty_age", maxDirtyAgeDefault)
-		v.SetDefault("pools"+viperDelim+name+viperDelim+"scrub_period", scrubPeriodDefault)
-		v.SetDefault("pools"+viperDelim+name+viperDelim+"scrub_rate", scrubRateDefault)
+		for key, d := range map[string]any{"max_dirty_age": maxDirtyAgeDefault, "beat": beatDefault, "watch": watchDefault,
+			"scrub_period": scrubPeriodDefault, "scrub_rate": scrubRateDefault} {
+			v.SetDefault("pools"+viperDelim+name+viperDelim+key, d)
+		}
 	}
 	for key, name := range bound {
 		if err := v.BindEnv(key, name); err != nil {

@@ -72,7 +72,7 @@ func (p *Pool) Close(ctx context.Context) error {
 		perr = fmt.Errorf("close pool %s: %w: %d bytes stay in the log on %s and the pool stays held; start the gateway again to publish them",
 			p.o.Name, ErrShutdown, u.Bytes, p.o.TierDir)
 	}
-	return errors.Join(perr, p.closeTier())
+	return errors.Join(perr, p.endTier())
 }
 
 // release checkpoints both sides, so that whoever opens next has little to read, and says in the root
@@ -99,6 +99,14 @@ func (p *Pool) Owner() (log writeback.UUID, ok bool) {
 	return p.logID, p.broken.Load() == nil && p.gateFn.Load() == nil
 }
 
+// Claimed is the epoch in which this process has claimed the pool; 0 before it has.
+func (p *Pool) Claimed() uint64 {
+	if !p.isClaimed() {
+		return 0
+	}
+	return p.epoch.Load()
+}
+
 // Status is a pool as people and programs want to see it.
 type Status struct {
 	Name                  string         `json:"name"`
@@ -106,6 +114,10 @@ type Status struct {
 	State                 string         `json:"state"` // serving | claiming | stopped
 	Error                 string         `json:"error,omitempty"`
 	Epoch                 uint64         `json:"epoch"`
+	Owner                 OwnerStatus    `json:"owner"`
+	Fenced                *Fence         `json:"fenced,omitempty"`      // once another owner has taken over
+	Quarantines           []Quarantine   `json:"quarantines,omitempty"` // on the tier, as of the open
+	RequestCost           float64        `json:"request_cost"`          // of all targets since the pool was opened, by the configured prices
 	PublishedCut          uint64         `json:"published_cut"`
 	UnpublishedBytes      int64          `json:"unpublished_bytes"`
 	UnpublishedAgeSeconds float64        `json:"unpublished_age_seconds"`
@@ -183,6 +195,7 @@ func (p *Pool) Status() Status {
 	var shards map[block.TargetID]int
 	s.Strength, shards = p.strengthLocked(v)
 	s.SegmentsBelowStrength, s.Repair = s.Strength.Below, p.repair.status()
+	s.Owner, s.Fenced, s.Quarantines = p.ownerStatus(v), p.fence.Load(), p.quarantines
 	s.Buffers = p.buffers.Stats()
 	for _, r := range p.Requests() {
 		s.Requests = s.Requests.plus(r)
@@ -197,6 +210,7 @@ func (p *Pool) Status() Status {
 			if w, ok := st.(backend.Watched); ok {
 				h := w.Health()
 				t.Health = &h
+				s.RequestCost += h.Cost
 			}
 		}
 		s.Targets = append(s.Targets, t)

@@ -98,6 +98,9 @@ func (p *Pool) publish(ctx context.Context) {
 		err = g.Wait()
 	}
 	p.failed(ctx, err)
+	if p.isFenced() {
+		p.noteFence()
+	}
 }
 
 // failed stops publishing for what is not the end of ctx, before anybody is told of it.
@@ -477,6 +480,7 @@ func (p *Pool) commit(ctx context.Context, v root.Value) error {
 			p.mu.Lock()
 			p.val = v
 			p.mu.Unlock()
+			p.noteCommit()
 			return nil
 		case !errors.Is(err, root.ErrUnknown), ctx.Err() != nil, final(err):
 			return err

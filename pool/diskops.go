@@ -54,7 +54,8 @@ func (p *Pool) beginOp(ctx context.Context) error {
 
 func (p *Pool) endOp() { <-p.ops }
 
-// logRow puts a disk's new row on record, and in force once it is. If ctx ends it may be on record all the same.
+// logRow puts a disk's new row on record, and in force once it is. If ctx ends, or the pool has another owner, it may be on
+// record all the same.
 func (p *Pool) logRow(ctx context.Context, id block.DiskID, row segment.DiskMeta) error {
 	payload, err := json.Marshal(op{Row: &row})
 	if err != nil {
@@ -64,7 +65,7 @@ func (p *Pool) logRow(ctx context.Context, id block.DiskID, row segment.DiskMeta
 		return err
 	}
 	p.setRow(id, row)
-	return nil
+	return p.hold(ctx)
 }
 
 func (p *Pool) setRow(id block.DiskID, row segment.DiskMeta) {

@@ -62,12 +62,16 @@ func (p *Pool) CreateDisk(ctx context.Context, name string, size int64) (*vdisk.
 	}
 	// The disk can be found, and written to, only when its creation is on record.
 	// Once it is, only a failed log is an error: the number is used.
+	held := ctx
 	ctx = context.WithoutCancel(ctx)
 	if err := p.appendOp(ctx, id, payload); err != nil {
 		return nil, fmt.Errorf("create disk %s: %w", name, err)
 	}
 	p.addDisk(id, meta)
 	p.openDisk(id, meta)
+	if err := p.hold(held); err != nil {
+		return nil, fmt.Errorf("create disk %s: %w", name, err)
+	}
 	return p.Disk(name)
 }
 
@@ -110,7 +114,7 @@ func (p *Pool) nameDisks() {
 // openDisk makes a disk of the table one that can be found.
 func (p *Pool) openDisk(id block.DiskID, meta segment.DiskMeta) {
 	d := vdisk.New(vdisk.Options{
-		ID: id, Name: meta.Name, Size: int64(meta.SizeBytes), Log: p.log, Tree: p.tree(id), Extents: p, Gate: p.gate, MendMap: p.mendMap,
+		ID: id, Name: meta.Name, Size: int64(meta.SizeBytes), Log: p.log, Tree: p.tree(id), Extents: p, Gate: p.gate, Hold: p.hold, MendMap: p.mendMap,
 		Reads: p.recordBoot(id),
 	})
 	p.mu.Lock()

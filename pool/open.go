@@ -35,7 +35,8 @@ import (
 //	our log        another's                   refused; with Takeover, or if our log holds nothing
 //	                                           unpublished and theirs is released: log set aside
 //	empty          released                    claimed; maps read from the targets
-//	empty          held                        refused; with Takeover claimed as of the newest cut
+//	empty          held                        refused; with Takeover, if its owner gives no sign of life
+//	                                           while it is watched, claimed as of the newest cut
 //	empty          none, targets all empty     created, if CreateEmpty; else refused
 //	our log        none                        refused: the targets lost their roots
 func Open(ctx context.Context, o Options) (*Pool, error) {
@@ -71,6 +72,7 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 	p.buffers = segment.NewBuffers(banksMax * o.SegmentBytes * 3 / 2)
 	p.ops = make(chan struct{}, 1)
 	p.repair.init()
+	p.pulse.init(o.Watch)
 	ro := root.Options{Targets: rootTargets(o.Targets), Log: o.Log}
 	if haveLog {
 		p.slotBytes = id.SlotBytes
@@ -89,8 +91,19 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 	if err != nil {
 		return nil, err
 	}
+	var seen *Sighting // of an owner whose tenure we may end
+	var refused *OwnedError
+	if view != nil && view.Val.State == root.Held && !(haveLog && view.Val.Owner == id.Log.String()) {
+		c, s, err := p.consent(ctx, view)
+		if err != nil && !(haveLog && errors.As(err, &refused)) {
+			return nil, err
+		}
+		if err == nil {
+			view, seen, p.val = c, s, c.Val
+		}
+	}
 	if haveLog && view != nil && view.Val.Owner != id.Log.String() {
-		unused, err := p.setAside(id, view.Val, view.Accepted.Epoch)
+		unused, err := p.setAside(ctx, id, view, refused)
 		if err != nil {
 			return nil, err
 		}
@@ -102,7 +115,7 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 	if haveLog {
 		err = p.openLocal(ctx, id, view)
 	} else {
-		err = p.openFresh(ctx, view)
+		err = p.openFresh(ctx, view, seen)
 	}
 	if err != nil {
 		return nil, errors.Join(err, p.closeTier())
@@ -110,12 +123,25 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 	p.nameDisks()
 	o.warnOfRAM()
 	p.sweepCache()
+	if p.quarantines, err = readQuarantines(o.FS, o.TierDir); err != nil {
+		o.Log.Warn("quarantine not listed", "pool", o.Name, "err", err)
+	}
+	p.tookOver(seen)
+	if view == nil { // nothing could be learnt from the root: as if we had gone on running
+		p.pulse.renew(p.pulse.now(), true)
+	}
 	pctx, cancel := context.WithCancel(context.Background())
 	p.pub.cancel, p.pub.done, p.pub.local = cancel, make(chan struct{}), make(chan struct{})
 	p.scrubs.init(pctx.Done())
 	p.ahead.Go(func() { p.warmUp(pctx) })
 	p.keepScrubbing(pctx)
 	p.ahead.Go(func() { p.bringMaps(pctx) })
+	if o.Beat > 0 {
+		p.ahead.Go(func() { p.keepBeating(pctx) })
+	}
+	if o.Watch > 0 || o.Beat > 0 {
+		p.ahead.Go(func() { p.keepPulse(pctx) })
+	}
 	go p.publish(pctx)
 	go func() {
 		defer close(p.pub.local)
@@ -352,8 +378,15 @@ func (p *Pool) openSpace() error {
 	return nil
 }
 
-// closeTier closes what openTier opened, as far as it came.
+// closeTier closes what openTier opened, as far as it came, so that it can be opened again.
 func (p *Pool) closeTier() error {
+	err := p.endTier()
+	p.fetcher, p.cache, p.log, p.space = nil, nil, nil, nil
+	return err
+}
+
+// endTier closes it for good: what asks a pool that is closed gets answers or errors.
+func (p *Pool) endTier() error {
 	var errs []error
 	p.endBoots()
 	p.ahead.Wait()
@@ -371,7 +404,6 @@ func (p *Pool) closeTier() error {
 	if p.space != nil {
 		errs = append(errs, p.space.Close())
 	}
-	p.fetcher, p.cache, p.log, p.space = nil, nil, nil, nil
 	return errors.Join(errs...)
 }
 
@@ -382,13 +414,12 @@ func (p *Pool) logOptions() writeback.Options {
 
 // openFresh opens the pool from the targets alone, into an empty tier, or into one whose log was made
 // for that before and never used. The identity of the log is stable before the claim, so that a crash
-// between the two, or a claim whose outcome is unknown, leaves a log that the root may name.
-func (p *Pool) openFresh(ctx context.Context, view *root.Copy) error {
+// between the two, or a claim whose outcome is unknown, leaves a log that the root may name. seen is the owner whose
+// tenure it may end; nil if nobody held the pool.
+func (p *Pool) openFresh(ctx context.Context, view *root.Copy, seen *Sighting) error {
 	var consent *root.Consent
-	if p.o.Takeover {
-		consent = &root.Consent{Epoch: view.Accepted.Epoch, Owner: view.Val.Owner}
-	} else if v := view.Val; v.State == root.Held { // refused before anything is written
-		return withTakeover(&root.HeldError{Epoch: view.Accepted.Epoch, Owner: v.Owner, OwnerName: v.OwnerName, Cut: v.Cut, Horizon: v.Horizon})
+	if seen != nil {
+		consent = &root.Consent{Epoch: seen.Epoch, Owner: seen.Log}
 	}
 	if err := p.refuseNewer(ctx, view.Val); err != nil {
 		return err
@@ -455,13 +486,16 @@ func (p *Pool) claim(ctx context.Context, o root.ClaimOptions) error {
 		}
 		return p.log.AppendMeta(metaEpoch, encodeEpoch(b.Epoch))
 	}
+	at := p.pulse.now()
 	v, err := p.reg.Claim(ctx, o)
 	if err != nil {
 		return err
 	}
+	p.pulse.renew(at, true)
 	p.mu.Lock()
 	p.val = v
 	p.mu.Unlock()
+	p.noteClaim()
 	p.pub.nextSeg = max(p.pub.nextSeg, block.SegmentID(v.SegLimit))
 	p.o.Log.Info("pool claimed", "pool", p.o.Name, "epoch", p.epoch.Load(), "cut", v.Cut)
 	return nil
@@ -531,8 +565,11 @@ func isQuarantine(name string) bool { return strings.HasPrefix(name, quarantine)
 
 // setAside moves a log that is not the owner's out of the way: if it holds nothing unpublished and the
 // pool is released, or if that was asked for. A log that was never used stays, and unused is true: a
-// claim of its own may still be under way, so another log would find the pool held by it.
-func (p *Pool) setAside(id writeback.Identity, v root.Value, epoch uint64) (unused bool, err error) {
+// claim of its own may still be under way, so another log would find the pool held by it. refused, if not nil,
+// says why the pool cannot be had. What the log holds unpublished is listed before it moves; see lost.go.
+func (p *Pool) setAside(ctx context.Context, id writeback.Identity, c *root.Copy, refused *OwnedError) (unused bool, err error) {
+	v := c.Val
+	p.logID = id.Log
 	rec, err := p.openTier()
 	if err == nil {
 		_, err = p.replay(rec)
@@ -544,18 +581,31 @@ func (p *Pool) setAside(id writeback.Identity, v root.Value, epoch uint64) (unus
 		return false, errors.Join(err, p.closeTier())
 	}
 	dirty := p.log.Unpublished()
+	goes := refused == nil && (p.o.Takeover || v.State == root.Released && dirty.Oldest.IsZero())
+	if goes && !dirty.Oldest.IsZero() {
+		if err := p.listAside(ctx, rec, c); err != nil {
+			return false, errors.Join(err, p.closeTier())
+		}
+	}
 	if err := p.closeTier(); err != nil {
 		return false, err
 	}
 	p.val = v
 	p.forget()
 	if len(rec.State) == 0 && rec.End == 0 && dirty.Oldest.IsZero() {
+		if refused != nil {
+			return true, refused
+		}
 		return true, nil
 	}
 	p.epoch.Store(0)
-	if !p.o.Takeover && (v.State != root.Released || !dirty.Oldest.IsZero()) {
+	p.logID = writeback.UUID{}
+	if refused != nil {
+		return false, fmt.Errorf("%w: the tier %s holds log %s with %d unpublished bytes, which a takeover would set aside; the pool is %w", ErrForeignTier, p.o.TierDir, id.Log, dirty.Bytes, refused)
+	}
+	if !goes {
 		return false, fmt.Errorf("%w: the tier %s holds log %s with %d unpublished bytes; the pool is %s, at epoch %d and cut %d, by log %s on %s; keep this tier if those bytes matter, or set it aside and take the pool over with --takeover",
-			ErrForeignTier, p.o.TierDir, id.Log, dirty.Bytes, v.State, epoch, v.Cut, v.Owner, v.OwnerName)
+			ErrForeignTier, p.o.TierDir, id.Log, dirty.Bytes, v.State, c.Accepted.Epoch, v.Cut, v.Owner, v.OwnerName)
 	}
 	to := path.Join(p.o.TierDir, quarantine+id.Log.String())
 	p.o.Log.Warn("log of an earlier owner set aside", "pool", p.o.Name, "log", id.Log, "unpublished_bytes", dirty.Bytes, "in", to)

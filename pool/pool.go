@@ -117,6 +117,15 @@ type Options struct {
 	BootBytes int64
 	// MapBytes bounds the cached pages of the disks' maps in RAM; default 16 MiB.
 	MapBytes int64
+	// Beat is the most time between two signs of life of an owner: a commit, or else a beat. 0 for no beats.
+	Beat time.Duration
+	// Watch is how long the owner of a pool that is held elsewhere must give no sign of life before the pool may be taken
+	// over; no less than twice its Beat. An owner that stood still for half of it asks the root before it answers
+	// anything more. 0: neither.
+	Watch time.Duration
+	// Gone tells whether the process that held the pool under that epoch and log is known to have ended; then it is
+	// not watched. May be nil.
+	Gone     func(epoch uint64, log string) bool
 	Host     string // who we are in messages; default the host's name
 	Takeover bool   // take a pool that another owner holds; see Open
 	// CreateEmpty lets Open create the pool if the tier is empty and no target holds anything.
@@ -271,6 +280,9 @@ func (o Options) validate() error {
 	if o.DeleteGrace < 0 || o.UndeleteWindow < 0 {
 		errs = append(errs, fmt.Errorf("grace of %v and window of %v: must not be negative", o.DeleteGrace, o.UndeleteWindow))
 	}
+	if o.Beat < 0 || o.Watch < 0 {
+		errs = append(errs, fmt.Errorf("beats every %v, watched for %v: must not be negative", o.Beat, o.Watch))
+	}
 	if o.MaxExposure < 0 || o.MaxExposureAge < 0 || o.MaxExposureAge > 0 && o.MaxExposureAge <= o.MaxDirtyAge {
 		errs = append(errs, fmt.Errorf("exposure of at most %d bytes and %v: must not be negative, and the age above %v, the age of a cut", o.MaxExposure, o.MaxExposureAge, o.MaxDirtyAge))
 	}
@@ -297,11 +309,18 @@ type Pool struct {
 	reg     *root.Register
 	runID   atomic.Uint64        // numbers runs of the dense trees
 	gateFn  atomic.Pointer[gate] // the answer to every request, once the pool must not serve any more
+	pulse   pulse                // whether replies may leave
 	broken  atomic.Pointer[gate] // why no more cuts are made
 
 	// usage counts what the maps have of each segment; see usage.go.
 	usage    *extent.Usage // replaced only while opening
 	usageErr atomic.Pointer[gate]
+
+	committed   atomic.Pointer[time.Time] // when the root was committed last
+	claimedAt   atomic.Pointer[time.Time]
+	lastBeat    atomic.Pointer[Beat]
+	fence       atomic.Pointer[Fence]
+	quarantines []Quarantine // as of the open
 
 	uuid      uuid.UUID
 	logID     writeback.UUID

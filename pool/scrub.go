@@ -52,7 +52,7 @@ type ScrubReport struct {
 	Bytes         int64     `json:"bytes"`          // read
 	ScrubCounts
 	Problems []ScrubProblem `json:"problems"` // the first thousand
-	Lost     []LostRange    `json:"lost"`     // the first thousand
+	Lost     []DamagedRange `json:"lost"`     // the first thousand
 }
 
 // ScrubCounts count objects, but for LostBytes.
@@ -82,8 +82,8 @@ type ScrubProblem struct {
 	Outcome string `json:"outcome"` // "repaired", or why not and what to do
 }
 
-// LostRange are blocks of a disk that cannot be read any more.
-type LostRange struct {
+// DamagedRange are blocks of a disk that cannot be read any more.
+type DamagedRange struct {
 	Disk   string    `json:"disk"`
 	LBA    block.LBA `json:"lba"`    // times 4096 is a byte offset
 	Blocks uint64    `json:"blocks"` // of 4096 bytes
@@ -144,7 +144,7 @@ type scrubber struct {
 func (p *Pool) newScrubber(o ScrubOptions) *scrubber {
 	return &scrubber{
 		p: p, o: o, pace: pacer{rate: o.BytesPerSecond},
-		rep: ScrubReport{Started: time.Now(), Problems: []ScrubProblem{}, Lost: []LostRange{}},
+		rep: ScrubReport{Started: time.Now(), Problems: []ScrubProblem{}, Lost: []DamagedRange{}},
 	}
 }
 

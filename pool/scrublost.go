@@ -14,14 +14,14 @@ import (
 // lostRanges are the blocks of disks that map what an exam could not restore, in order, joined where they touch. Extents
 // that nothing maps any more are no loss. A version of a disk that shares an extent has it under the LBA that it was
 // written to; without an index, all maps are searched.
-func (p *Pool) lostRanges(info segment.Info, x *segment.Exam) []LostRange {
+func (p *Pool) lostRanges(info segment.Info, x *segment.Exam) []DamagedRange {
 	p.mu.Lock()
 	trees, names, sizes := maps.Clone(p.trees), map[block.DiskID]string{}, map[block.DiskID]int64{}
 	for name, d := range p.disks {
 		names[d.ID()], sizes[d.ID()] = name, d.Size()
 	}
 	p.mu.Unlock()
-	var all []LostRange
+	var all []DamagedRange
 	for _, id := range slices.Sorted(maps.Keys(trees)) {
 		name, ok := names[id]
 		if !ok {
@@ -52,14 +52,14 @@ func (p *Pool) lostRanges(info segment.Info, x *segment.Exam) []LostRange {
 	return all
 }
 
-func joinRanges(disk string, es []densetree.Entry) (out []LostRange) {
+func joinRanges(disk string, es []densetree.Entry) (out []DamagedRange) {
 	slices.SortFunc(es, func(a, b densetree.Entry) int { return cmp.Compare(a.LBA, b.LBA) })
 	for _, e := range es {
 		if n := len(out); n > 0 && out[n-1].LBA+block.LBA(out[n-1].Blocks) == e.LBA {
 			out[n-1].Blocks += e.Blocks
 			continue
 		}
-		out = append(out, LostRange{disk, e.LBA, e.Blocks})
+		out = append(out, DamagedRange{disk, e.LBA, e.Blocks})
 	}
 	return out
 }

@@ -76,6 +76,8 @@ type Options struct {
 	Reads func(off, n int64)
 	// Gate is asked before every request; a non-nil error is returned to the client.
 	Gate func() error
+	// Hold is asked before a reply leaves, if it is given; see Disk.Hold.
+	Hold func(ctx context.Context) error
 }
 
 // Disk is one open disk. All methods are safe for concurrent use.
@@ -125,6 +127,16 @@ func (d *Disk) Flush(ctx context.Context) error {
 		return fmt.Errorf("flush disk %s: %w", d.Name(), err)
 	}
 	return nil
+}
+
+// Hold returns nil when what the disk has done may be answered now. It waits while replies are held back: this
+// process may have lost the disk while it stood still, and finds out. On an error the reply must never
+// leave. Whatever serves a disk to others asks it for every reply, right before that leaves; it costs next to nothing.
+func (d *Disk) Hold(ctx context.Context) error {
+	if d.o.Hold == nil {
+		return nil
+	}
+	return d.o.Hold(ctx)
 }
 
 // BeginFlush has the SSD begin with what was written last, if a Flush is likely to come soon. It does not wait,

@@ -10,6 +10,10 @@ import (
 	"graindisk/internal/vfs"
 )
 
+// LostName is a file beside a log that its owner may write, and that moves with it: a list of what the log holds and
+// nobody will read from it any more.
+const LostName = "LOST.json"
+
 // Identity says whose log a directory holds.
 type Identity struct {
 	Log  UUID
@@ -89,7 +93,7 @@ func FinishAside(fsys vfs.FS, dir string, folder func(name string) bool) error {
 func logFiles(fsys vfs.FS, dir string) (names []string, err error) {
 	entries, err := fsys.ReadDir(dir)
 	for _, e := range entries {
-		for _, prefix := range []string{"meta-", "ckpt-", "slot-", "run-"} {
+		for _, prefix := range []string{"meta-", "ckpt-", "slot-", "run-", LostName} {
 			if strings.HasPrefix(e.Name(), prefix) {
 				names = append(names, e.Name())
 			}

@@ -15,7 +15,7 @@ func TestSetAsideTakesTheIndexesOfTheSlots(t *testing.T) {
 	if err := fsys.MkdirAll("tier"); err != nil {
 		t.Fatal(err)
 	}
-	moved := []string{identityName, "meta-000001", "slot-000003", "slot-000003.idx"}
+	moved := []string{identityName, "meta-000001", "slot-000003", "slot-000003.idx", LostName}
 	for _, name := range append([]string{"unknown"}, moved...) {
 		f, err := fsys.Create(path.Join("tier", name))
 		if err = errors.Join(err, f.Close()); err != nil {

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+
 	"graindisk/writeback"
 )
 
@@ -19,7 +21,7 @@ func TestSignsOfLife(t *testing.T) {
 	after := func(boot, wall time.Duration) moment {
 		return moment{then.boot, then.since + boot, then.wall + wall}
 	}
-	whole := signature(then, []writeback.UUID{{9}, ours})
+	whole := signature(then, []tenure{{log: writeback.UUID{9}}, {ours, 3}}, "8:9")
 	for _, c := range []struct {
 		name string
 		text string
@@ -34,9 +36,9 @@ func TestSignsOfLife(t *testing.T) {
 		{"long ago by the boot alone", whole, after(time.Minute, time.Second), false},
 		{"later than now", whole, after(-time.Second, time.Second), false},
 		{"in another boot", whole, moment{"boot-2", then.since, then.wall}, false},
-		{"another log", signature(then, []writeback.UUID{other}), after(0, 0), false},
-		{"no log", signature(then, nil), after(0, 0), false},
-		{"a boot without a name", signature(moment{"", then.since, then.wall}, []writeback.UUID{ours}), moment{"", then.since, then.wall}, false},
+		{"another log", signature(then, []tenure{{other, 3}}, "8:9"), after(0, 0), false},
+		{"no log", signature(then, nil, "8:9"), after(0, 0), false},
+		{"a boot without a name", signature(moment{"", then.since, then.wall}, []tenure{{ours, 3}}, "8:9"), moment{"", then.since, then.wall}, false},
 		{"cut short", whole[:len(whole)-1], after(0, 0), false},
 		{"changed", strings.Replace(whole, "alive boot-1 3", "alive boot-1 4", 1), after(1000*time.Second, 0), false},
 		{"empty", "", after(0, 0), false},
@@ -66,12 +68,12 @@ func TestALockTellsWhoServed(t *testing.T) {
 	done, asked := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
-		d.signLife(ctx, func() []writeback.UUID {
+		d.signLife(ctx, func() []tenure {
 			select {
 			case asked <- struct{}{}:
 			case <-ctx.Done():
 			}
-			return []writeback.UUID{id}
+			return []tenure{{id, 5}, {writeback.UUID{9}, 0}}
 		}, slog.New(slog.DiscardHandler))
 	}()
 	<-asked
@@ -92,11 +94,27 @@ func TestALockTellsWhoServed(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer k.unlock()
+	if k.hadTenure(5, uuid.UUID(id).String()) {
+		t.Error("a copy of the lock proves that the owner is gone")
+	}
 	if !k.servedJustNow(id) || k.servedJustNow(writeback.UUID{8}) {
 		t.Errorf("after %q: %v for the log that was served, %v for another", text, k.servedJustNow(id), k.servedJustNow(writeback.UUID{8}))
 	}
 	cancel()
 	<-done
+	d.unlock() // as if it were killed
+	if d, err = lockData(t.Context(), dir, 0); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		epoch uint64
+		id    writeback.UUID
+		want  bool
+	}{{5, id, true}, {6, id, false}, {5, writeback.UUID{8}, false}, {0, writeback.UUID{9}, false}} {
+		if got := d.hadTenure(c.epoch, uuid.UUID(c.id).String()); got != c.want || d.hadTenure(c.epoch, c.id.String()) != c.want {
+			t.Errorf("had epoch %d of %v: %v", c.epoch, c.id, got)
+		}
+	}
 	d.takeBack(slog.New(slog.DiscardHandler))
 	d.unlock()
 	if d, err = lockData(t.Context(), dir, 0); err != nil {

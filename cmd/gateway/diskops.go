@@ -300,7 +300,7 @@ func (g *gateway) ResizeDisk(ctx context.Context, name string, o api.ResizeDisk)
 
 // Fsck implements api.Gateway.
 func (g *gateway) Fsck(ctx context.Context, name string, o api.Fsck) (pool.FsckReport, error) {
-	p := g.pools[name]
+	p := g.all()[name]
 	if p == nil {
 		return pool.FsckReport{}, fmt.Errorf("pool %s: %w", name, api.ErrNoPool)
 	}

@@ -43,6 +43,7 @@ var exitCodes = []struct {
 	{root.ErrHeld, exitHeld},
 	{pool.ErrForeignTier, exitHeld},
 	{vdisk.ErrFenced, exitHeld},
+	{root.ErrFenced, exitHeld},
 	{writeback.ErrDamaged, exitDamage},
 	{segment.ErrDamaged, exitDamage},
 	{root.ErrDamaged, exitDamage},

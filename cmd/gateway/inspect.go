@@ -2,7 +2,9 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strings"
 
@@ -33,6 +35,21 @@ func newInspectCmd(a *app) *cobra.Command {
 		a.newInspector("root FILE", "Decode a copy of the root", fileInspector(func(b *bytes.Buffer, data []byte) error {
 			return root.Describe(b, data)
 		})),
+		a.newInspector("beat FILE", "Decode an owner's beat", fileInspector(func(b *bytes.Buffer, data []byte) error {
+			return pool.DescribeBeat(b, data)
+		})),
+		a.newInspector("quarantine DIR", "List what a log that lost its pool holds and nobody published, by disk and range", func(dir string) (string, error) {
+			l, err := pool.ReadLost(vfs.OS{}, dir)
+			if errors.Is(err, fs.ErrNotExist) {
+				return "", fmt.Errorf("%s holds no LOST.json: its log holds nothing unpublished, or was set aside by an older release; \"gateway inspect log\" decodes it: %w", dir, err)
+			}
+			if err != nil {
+				return "", err
+			}
+			var b bytes.Buffer
+			l.Describe(&b)
+			return b.String(), nil
+		}),
 		a.newInspector("slot FILE", "Decode the index of a slot of the cache, slot-NNNNNN.idx on the tier", fileInspector(func(b *bytes.Buffer, data []byte) error {
 			return cache.Describe(b, data)
 		})),

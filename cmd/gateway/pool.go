@@ -19,6 +19,7 @@ func newPoolCmd(a *app) *cobra.Command {
 		newPoolCreateCmd(a),
 		newPoolRebuildCmd(a),
 		newPoolScrubCmd(a),
+		newPoolReleaseCmd(a),
 		newPoolStatusCmd(a),
 		newPoolFsckCmd(a),
 		newPoolRepairCmd(a),
@@ -130,6 +131,7 @@ func runPoolStatus(ctx context.Context, a *app, names []string) ([]pool.Status, 
 		if s := p.Log.Trouble(p.Tier.Dir); s != "" {
 			fmt.Fprintf(a.stdout, "  %s\n", s)
 		}
+		printOwner(a.stdout, p)
 		fmt.Fprintf(a.stdout, "  unpublished: %s, oldest %.0f s\n", config.Bytes(p.UnpublishedBytes), p.UnpublishedAgeSeconds)
 		switch e := p.Exposure; {
 		case p.Log.Waits != "": // publishing would not help

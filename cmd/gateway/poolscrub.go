@@ -189,7 +189,7 @@ func collectScrub(ch chan<- prometheus.Metric, s pool.ScrubStatus, name string) 
 
 // Scrub implements api.Gateway.
 func (g *gateway) Scrub(ctx context.Context, name string, q api.ScrubRequest) (pool.ScrubReport, error) {
-	p := g.pools[name]
+	p := g.all()[name]
 	if p == nil {
 		return pool.ScrubReport{}, fmt.Errorf("pool %s: %w", name, api.ErrNoPool)
 	}

@@ -212,10 +212,10 @@ func (g *gateway) CancelJob(id string) (jobs.Job, error) { return g.work.Cancel(
 
 // poolOf finds a pool.
 func (g *gateway) poolOf(name string) (*pool.Pool, error) {
-	if p := g.pools[name]; p != nil {
+	if p := g.all()[name]; p != nil {
 		return p, nil
 	}
-	return nil, fmt.Errorf("pool %s: %w; there are %v", name, api.ErrNoPool, slices.Sorted(maps.Keys(g.pools)))
+	return nil, fmt.Errorf("pool %s: %w; there are %v", name, api.ErrNoPool, slices.Sorted(maps.Keys(g.all())))
 }
 
 // printStrength says what segments lack, if anything.

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -32,11 +33,14 @@ import (
 )
 
 // gateway is the open pools of one process. It answers the admin API and finds the exports of the
-// NBD frontend. Its set of pools does not change while it runs.
+// NBD frontend.
 type gateway struct {
-	pools  map[string]*pool.Pool
-	grants atomic.Pointer[map[string]access.Grants] // by disk
-	work   *jobs.Runner
+	pools        atomic.Pointer[map[string]*pool.Pool]                             // replaced when one is released; see all
+	grants       atomic.Pointer[map[string]access.Grants]                          // by disk
+	drop         func(ctx context.Context, leaving func(export string) bool) error // of the NBD server; set before clients come
+	closeTimeout time.Duration                                                     // of one pool that is released
+	onDrop       sync.Mutex                                                        // one pool is released at a time
+	work         *jobs.Runner
 
 	naming     sync.Mutex      // held while a name that no disk has is given to one
 	configured map[string]bool // names of disks in the configuration
@@ -44,12 +48,16 @@ type gateway struct {
 
 // sorted are the pools by name.
 func (g *gateway) sorted() []*pool.Pool {
-	ps := make([]*pool.Pool, 0, len(g.pools))
-	for _, name := range slices.Sorted(maps.Keys(g.pools)) {
-		ps = append(ps, g.pools[name])
+	ps := make([]*pool.Pool, 0, len(g.all()))
+	for _, name := range slices.Sorted(maps.Keys(g.all())) {
+		ps = append(ps, g.all()[name])
 	}
 	return ps
 }
+
+// all are the pools that are served now, by name; not to be changed. One that is released at the moment may be among
+// them: what it is asked after it was closed fails.
+func (g *gateway) all() map[string]*pool.Pool { return *g.pools.Load() }
 
 // poolsAtOnce are opened side by side: each may wait for its targets.
 const poolsAtOnce = 8
@@ -57,7 +65,8 @@ const poolsAtOnce = 8
 // openGateway opens every pool of the configuration and makes the disks that it lists and that are
 // missing. On failure whatever it opened is closed, with the log intact and the pool held.
 func openGateway(ctx context.Context, cfg *config.Config, takeover bool, data *dataDir, log *slog.Logger) (*gateway, error) {
-	g := &gateway{pools: map[string]*pool.Pool{}, configured: map[string]bool{}, work: jobs.New()}
+	g, pools := &gateway{closeTimeout: cfg.ShutdownTimeout, configured: map[string]bool{}, work: jobs.New()}, map[string]*pool.Pool{}
+	g.pools.Store(&pools)
 	for _, pc := range cfg.Pools {
 		for _, d := range pc.Disks {
 			g.configured[d.Name] = true
@@ -66,7 +75,7 @@ func openGateway(ctx context.Context, cfg *config.Config, takeover bool, data *d
 	if err := g.setAccess(cfg); err != nil {
 		return nil, err
 	}
-	var mu sync.Mutex // of g.pools
+	var mu sync.Mutex // of pools
 	eg, octx := errgroup.WithContext(ctx)
 	eg.SetLimit(poolsAtOnce)
 	for _, name := range slices.Sorted(maps.Keys(cfg.Pools)) {
@@ -74,7 +83,7 @@ func openGateway(ctx context.Context, cfg *config.Config, takeover bool, data *d
 			p, err := openPool(octx, cfg, name, takeover, data, log)
 			if p != nil {
 				mu.Lock()
-				g.pools[name] = p
+				pools[name] = p
 				mu.Unlock()
 			}
 			return err
@@ -93,8 +102,10 @@ func openPool(ctx context.Context, cfg *config.Config, name string, takeover boo
 	if err != nil {
 		return nil, err
 	}
-	o.Takeover, o.CreateEmpty = takeover, cfg.Embedded
-	if id, err := writeback.ReadIdentity(vfs.OS{}, o.TierDir); err == nil && data.servedJustNow(id.Log) {
+	o.Takeover, o.CreateEmpty, o.Gone = takeover, cfg.Embedded, data.hadTenure
+	// Who was away for less than half the watch time went on running, as far as anybody can tell.
+	short := o.Watch == 0 || aliveWithin <= o.Watch/2
+	if id, err := writeback.ReadIdentity(vfs.OS{}, o.TierDir); err == nil && short && data.servedJustNow(id.Log) {
 		o.RootLook = rootLook
 	}
 	if err := checkTierSpace(o.TierDir, config.Bytes(o.TierBytes)); err != nil {
@@ -149,7 +160,7 @@ func poolOptions(ctx context.Context, cfg *config.Config, name string, log *slog
 		Name: name, TierDir: filepath.Join(cfg.Tier.Dir, name),
 		TierBytes: tierBytes, CacheIndexBytes: cacheIndex, IndexBytes: segmentIndexes, RAMBytes: blocks,
 		Data: pc.Stripe.Data, Parity: pc.Stripe.Parity, MaxDirtyAge: pc.MaxDirtyAge,
-		MaxExposure: int64(pc.MaxExposure), MaxExposureAge: pc.MaxExposureAge, Log: log,
+		MaxExposure: int64(pc.MaxExposure), MaxExposureAge: pc.MaxExposureAge, Beat: pc.Beat, Watch: pc.Watch, Log: log,
 		DeleteGrace: pc.DeleteGrace, UndeleteWindow: pc.UndeleteWindow,
 		RepairRate:  int64(pc.RepairRate),
 		ScrubPeriod: pc.ScrubPeriod, ScrubRate: int64(pc.ScrubRate), RepairReads: true,
@@ -259,7 +270,7 @@ func s3Options(c *config.S3) (s3.Options, error) {
 func (g *gateway) close(ctx context.Context) error {
 	g.work.Close()
 	var eg errgroup.Group
-	for _, p := range g.pools {
+	for _, p := range g.all() {
 		eg.Go(func() error { return p.Close(ctx) })
 	}
 	return eg.Wait()
@@ -276,19 +287,19 @@ func (g *gateway) abandon() error {
 	return nil
 }
 
-// logs are those of the pools that serve, with nothing that keeps them from going on.
-func (g *gateway) logs() (ids []writeback.UUID) {
-	for _, p := range g.pools {
+// tenures are those of the pools that serve, with nothing that keeps them from going on.
+func (g *gateway) tenures() (ts []tenure) {
+	for _, p := range g.all() {
 		if id, ok := p.Owner(); ok {
-			ids = append(ids, id)
+			ts = append(ts, tenure{id, p.Claimed()})
 		}
 	}
-	return ids
+	return ts
 }
 
 // find returns the disk of that name, in whichever pool it is.
 func (g *gateway) find(name string) (*pool.Pool, *vdisk.Disk, error) {
-	for _, p := range g.pools {
+	for _, p := range g.all() {
 		if d, err := p.Disk(name); err == nil {
 			return p, d, nil
 		}
@@ -324,8 +335,9 @@ func (g *gateway) Version() string { return buildVersion().Version }
 // Disks implements api.Gateway.
 func (g *gateway) Disks() []pool.DiskInfo {
 	ds := []pool.DiskInfo{}
-	for _, name := range slices.Sorted(maps.Keys(g.pools)) {
-		ds = append(ds, g.pools[name].Disks()...)
+	pools := g.all()
+	for _, name := range slices.Sorted(maps.Keys(pools)) {
+		ds = append(ds, pools[name].Disks()...)
 	}
 	return ds
 }
@@ -351,14 +363,14 @@ func (g *gateway) CreateDisk(ctx context.Context, n api.NewDisk) (pool.DiskInfo,
 		return pool.DiskInfo{}, fmt.Errorf("create disk %s: %w", n.Name, err)
 	}
 	if n.Pool == "" {
-		if len(g.pools) > 1 {
-			return pool.DiskInfo{}, fmt.Errorf("%w: the gateway has pools %v: name one", api.ErrBadRequest, slices.Sorted(maps.Keys(g.pools)))
+		if len(g.all()) > 1 {
+			return pool.DiskInfo{}, fmt.Errorf("%w: the gateway has pools %v: name one", api.ErrBadRequest, slices.Sorted(maps.Keys(g.all())))
 		}
-		for name := range g.pools {
+		for name := range g.all() {
 			n.Pool = name
 		}
 	}
-	p := g.pools[n.Pool]
+	p := g.all()[n.Pool]
 	if p == nil {
 		return pool.DiskInfo{}, fmt.Errorf("pool %s: %w", n.Pool, api.ErrNoPool)
 	}
@@ -372,15 +384,16 @@ func (g *gateway) CreateDisk(ctx context.Context, n api.NewDisk) (pool.DiskInfo,
 // Pools implements api.Gateway.
 func (g *gateway) Pools() []pool.Status {
 	ss := []pool.Status{}
-	for _, name := range slices.Sorted(maps.Keys(g.pools)) {
-		ss = append(ss, g.pools[name].Status())
+	pools := g.all()
+	for _, name := range slices.Sorted(maps.Keys(pools)) {
+		ss = append(ss, pools[name].Status())
 	}
 	return ss
 }
 
 // Pool implements api.Gateway.
 func (g *gateway) Pool(name string) (pool.Status, error) {
-	p := g.pools[name]
+	p := g.all()[name]
 	if p == nil {
 		return pool.Status{}, fmt.Errorf("pool %s: %w", name, api.ErrNoPool)
 	}

@@ -95,7 +95,7 @@ func runServe(ctx context.Context, a *app, o serveOptions) (err error) {
 	}
 	alive, dying := context.WithCancel(context.WithoutCancel(ctx))
 	var signing sync.WaitGroup
-	signing.Go(func() { data.signLife(alive, g.logs, log) })
+	signing.Go(func() { data.signLife(alive, g.tenures, log) })
 	handed, serveErr := serveClients(ctx, a, cfg, in, reload, g, log)
 	dying()
 	signing.Wait()
@@ -161,6 +161,7 @@ func serveClients(ctx context.Context, a *app, cfg *config.Config, in *inherited
 	if err != nil {
 		return false, err
 	}
+	g.drop = srv.Drop
 	socks, err := listenAll(cfg, in)
 	if err != nil {
 		return false, err

@@ -28,6 +28,7 @@ type conn struct {
 	sock   net.Conn // the socket itself: deadlines and closing are its own
 	stream net.Conn // what is read and written: sock, or TLS over it
 	log    *slog.Logger
+	gone   chan struct{}   // closed when the server has forgotten it
 	ctx    context.Context // ends when the connection fails or is over; given to the device
 	cancel context.CancelCauseFunc
 
@@ -76,7 +77,7 @@ const (
 )
 
 func newConn(ctx context.Context, s *Server, sock net.Conn, lo ListenOptions) *conn {
-	c := &conn{srv: s, listen: lo, sock: sock, stream: sock, handshaking: true, peer: access.PeerOf(sock)}
+	c := &conn{srv: s, listen: lo, sock: sock, stream: sock, handshaking: true, peer: access.PeerOf(sock), gone: make(chan struct{})}
 	c.log = s.opt.Log.With("client", sock.RemoteAddr().String())
 	c.ctx, c.cancel = context.WithCancelCause(ctx)
 	if u, ok := sock.(*net.UnixConn); ok {

@@ -69,6 +69,14 @@ type Prompter interface{ Prompt(ops []WriteOp) bool }
 // client has been told that writes are done; it must not wait.
 type Beginner interface{ BeginFlush() }
 
+// Holder is a Device whose replies may have to be held back, or dropped, though what they tell was done: it may have
+// been lost to another server meanwhile. Hold is called right before replies leave, by whoever sends them. It
+// returns nil when they may, and an error when they never may: then the connection ends. What a client
+// that connects after that is told are errors only, for which Hold is not asked.
+type Holder interface {
+	Hold(ctx context.Context) error
+}
+
 // Part is a range of a READ whose outcome is known.
 type Part = vdisk.Part
 

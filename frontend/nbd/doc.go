@@ -88,6 +88,8 @@
 //   - A request that reached the device is answered or its connection is closed; an unanswered
 //     request may have taken effect. What was read before a DISC is done even if the client has gone,
 //     unless that takes more than half a minute; a client that goes without one has all it asked for cancelled.
+//   - A reply leaves only after the device was asked, once what it tells was done, whether it may (Holder): one
+//     that was lost to another server while this process stood still acknowledges nothing more.
 //   - No byte of plain text has an effect after STARTTLS, and none but STARTTLS and ABORT where TLS is
 //     required.
 //   - A FLUSH covers every write completed before it on any connection (the device's promise), of clients that

@@ -216,6 +216,16 @@ func (c *conn) open(name string) error {
 	c.piecer, _ = dev.(Piecer)
 	c.statuser, _ = dev.(Statuser)
 	c.prefetcher, _ = dev.(Prefetcher)
+	c.box.hold = nil
+	if h, ok := dev.(Holder); ok {
+		switch err := h.Hold(c.ctx); {
+		case err == nil:
+			c.box.hold = func() error { return h.Hold(c.ctx) }
+		case !errors.Is(err, vdisk.ErrFenced): // a fenced device answers everything with that
+			c.release()
+			return err
+		}
+	}
 	return nil
 }
 

@@ -33,11 +33,13 @@ func widen(sock *net.UnixConn, n int) {
 }
 
 // outbox sends the replies of one connection. Whoever finds the socket free writes what all
-// have queued, in one vectored write after another, so no sender goroutine is needed.
+// have queued, in one vectored write after another, so no sender goroutine is needed. Every reply of transmission passes
+// write, where hold is asked after what it tells was done.
 type outbox struct {
 	sock  net.Conn
 	reads *budget         // gets back what sent buffers were charged
 	fail  func(err error) // ends the connection
+	hold  func() error    // waits until replies may leave; nil: they always may. Fixed once transmission starts
 
 	mu      sync.Mutex
 	drained sync.Cond // queue was taken, or broken is set
@@ -97,6 +99,11 @@ func (o *outbox) secure(sock net.Conn) {
 const tlsWriteBytes = 32 << 10
 
 func (o *outbox) write(bufs []*buf) error {
+	if o.hold != nil {
+		if err := o.hold(); err != nil {
+			return err
+		}
+	}
 	if o.joined != nil && len(bufs) > 1 {
 		for _, b := range bufs {
 			if _, err := o.joined.Write(b.b); err != nil {

@@ -251,6 +251,38 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return ctx.Err()
 }
 
+// Drop closes the connections to the exports that leaving names, as Shutdown does it: what they have read is answered.
+// Exports.Open must not give those exports any more. If ctx ends first, the connections left are broken off and ctx's
+// error is returned.
+func (s *Server) Drop(ctx context.Context, leaving func(export string) bool) error {
+	var conns []*conn
+	s.mu.Lock()
+	for c := range s.conns {
+		c.mu.Lock()
+		on := c.grantedOn // set before the export is opened
+		c.mu.Unlock()
+		if on != "" && leaving(on) {
+			conns = append(conns, c)
+		}
+	}
+	s.mu.Unlock()
+	for _, c := range conns {
+		c.drain()
+	}
+	for _, c := range conns {
+		select {
+		case <-c.gone:
+			continue
+		case <-ctx.Done():
+		}
+		for _, c := range conns {
+			c.fail(errDrained)
+		}
+		return ctx.Err()
+	}
+	return nil
+}
+
 func (s *Server) isDraining() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -305,5 +337,6 @@ func (s *Server) removeConn(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.conns, c)
+	close(c.gone)
 	s.checkEmptyLocked()
 }
