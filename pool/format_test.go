@@ -2,6 +2,7 @@ package pool
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"flag"
 	"os"
@@ -218,6 +219,24 @@ func TestGoldenPublication(t *testing.T) {
 		if _, _, _, err := decodePublication(b[:n]); err == nil {
 			t.Errorf("the first %d bytes of %d decode", n, len(b))
 		}
+	}
+}
+
+// TestGoldenPartialRun is the snapshot of a local checkpoint with a partial run.
+func TestGoldenPartialRun(t *testing.T) {
+	want := &snapshot{
+		Format: snapshotFormatPartial, Epoch: 3, Cut: 17, CutCRC: 5, Horizon: 1234, NextDisk: 2, Segments: []segment.Info{sampleInfo(7)},
+		Disks: []diskState{{Disk: 1, Meta: segment.DiskMeta{Name: "vm1", SizeBytes: 1 << 30}, Runs: []runRef{
+			{ID: 8, Off: 40, Len: 4200}, {ID: 9, File: 4, Epoch: 3, N: 2, Part: 1, Off: 8192, Len: 409600, Partial: true},
+		}}},
+	}
+	b, err := json.MarshalIndent(want, "", " ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := decodeSnapshot(golden(t, "state-partial.json", b))
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("decodes to %+v, %v", got, err)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -13,6 +14,7 @@ import (
 	"graindisk/block"
 	"graindisk/grains/segment"
 	"graindisk/pool/root"
+	"graindisk/vdisk/densetree"
 )
 
 // partID names a part of a published checkpoint.
@@ -27,43 +29,107 @@ type partCopy struct {
 	no     int
 }
 
-// How long one read of a copy may take before the next copy is asked: so long, and a second for so many bytes. [tune]
+// How long one read of a copy may take: so long, and a second for so many bytes; and after how long without an answer
+// the next copy is asked beside it. [tune]
 const (
-	partReadTimeout = 5 * time.Second
+	partReadTimeout = 30 * time.Second
 	partReadRate    = 128 << 10
+	partReadHedge   = 500 * time.Millisecond
 )
 
-// readPart fills b from off of a part's body, from the first copy whose bytes check accepts. The part's own
-// checksum, over all of it, is not looked at. It fails with segment.ErrDamaged only if every target has
-// answered; else asking again may help.
+// partRead is one read of a part, from whichever copy is good.
+type partRead struct {
+	p       *Pool
+	id      partID
+	off     int64
+	bytes   int
+	left    []partCopy              // not asked yet
+	asked   map[block.TargetID]bool // and not heard of
+	answers chan partAnswer
+	reading sync.WaitGroup
+}
+
+type partAnswer struct {
+	copy partCopy
+	b    []byte
+	err  error
+}
+
+// next asks the next copy on a target that is not being asked; false if there is none.
+func (r *partRead) next(ctx context.Context) bool {
+	i := slices.IndexFunc(r.left, func(c partCopy) bool { return !r.asked[c.target] })
+	if i < 0 {
+		return false
+	}
+	c := r.left[i]
+	r.left = slices.Delete(r.left, i, i+1)
+	r.asked[c.target] = true
+	r.reading.Go(func() {
+		b := make([]byte, r.bytes)
+		r.answers <- partAnswer{c, b, r.p.readCopy(ctx, r.id, c, r.off, b)}
+	})
+	return true
+}
+
+// wait is the next answer; late says that there was none for a while.
+func (r *partRead) wait(ctx context.Context) (a partAnswer, late bool, err error) {
+	t := time.NewTimer(partReadHedge)
+	defer t.Stop()
+	select {
+	case a = <-r.answers:
+	case <-t.C:
+		late = true
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	return a, late, err
+}
+
+// readPart fills b from off of a part's body, from the first copy whose bytes check accepts; -partHeaderLen is where the
+// part itself begins. The part's own checksum, over all of it, is not looked at. A copy that does not come for a
+// while has the next one asked beside it. It fails with segment.ErrDamaged only if every target has answered; else asking
+// again may help.
 func (p *Pool) readPart(ctx context.Context, id partID, off int64, b []byte, check func() error) error {
+	rctx, stop := context.WithCancel(ctx)
+	r := &partRead{p: p, id: id, off: off, bytes: len(b), left: p.partCopies(id), asked: map[block.TargetID]bool{}}
+	r.answers = make(chan partAnswer, len(r.left))
+	defer r.reading.Wait()
+	defer stop()
 	bad := fmt.Errorf("on no target: %w", segment.ErrDamaged)
 	var passing error
-	down := map[block.TargetID]bool{}
-	for _, c := range p.partCopies(id) {
-		if down[c.target] {
+	for r.next(rctx); len(r.asked) > 0; {
+		a, late, err := r.wait(ctx)
+		if err != nil {
+			return err
+		}
+		if late {
+			r.next(rctx)
 			continue
 		}
-		err := p.readCopy(ctx, id, c, off, b)
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if err == nil {
+		if err = a.err; err == nil {
+			copy(b, a.b)
 			if err = check(); err == nil {
-				p.far.found(id, c)
+				p.far.found(id, a.copy)
 				return nil
+			}
+			if errors.Is(err, segment.ErrNewer) || errors.Is(err, densetree.ErrNewer) {
+				return err
 			}
 			err = fmt.Errorf("%w: %w", segment.ErrDamaged, err)
 		}
-		if errors.Is(err, backend.ErrNotFound) {
-			continue
+		named := fmt.Errorf("target %s: %w", p.targetName(a.copy.target), err)
+		switch {
+		case errors.Is(err, backend.ErrNotFound):
+		case errors.Is(err, segment.ErrDamaged):
+			bad = named
+		case errors.Is(err, backend.ErrShort):
+			bad = fmt.Errorf("%w: %w", segment.ErrDamaged, named)
+		default:
+			passing = named
+			r.left = slices.DeleteFunc(r.left, func(c partCopy) bool { return c.target == a.copy.target })
 		}
-		err = fmt.Errorf("target %s: %w", p.targetName(c.target), err)
-		if errors.Is(err, segment.ErrDamaged) || errors.Is(err, backend.ErrShort) {
-			bad = fmt.Errorf("%w: %w", segment.ErrDamaged, err)
-			continue
-		}
-		passing, down[c.target] = err, true
+		delete(r.asked, a.copy.target)
+		r.next(rctx)
 	}
 	at := fmt.Sprintf("checkpoint %d/%d part %d, %d bytes at %d", id.epoch, id.n, id.part, len(b), off)
 	if passing != nil { // and no word of damage, which is final: what is away may be good
@@ -115,17 +181,31 @@ func (p *Pool) partCopies(id partID) []partCopy {
 	return append(first, last...)
 }
 
-// tablesAtOnce is how many parts are fetched side by side; each takes some 16 MB meanwhile.
+// tablesAtOnce is how many tables are fetched side by side; each takes some 16 MB meanwhile.
 const tablesAtOnce = 4
+
+// readWhole reads a part whose length and checksum are known, and returns its body.
+func (p *Pool) readWhole(ctx context.Context, id partID, bytes int64, crc uint32) ([]byte, error) {
+	if bytes < 0 || bytes > partBytesMax {
+		return nil, fmt.Errorf("checkpoint %d/%d part %d of %d bytes: %w", id.epoch, id.n, id.part, bytes, segment.ErrDamaged)
+	}
+	var body []byte
+	b := make([]byte, partHeaderLen+bytes)
+	err := p.readPart(ctx, id, -partHeaderLen, b, func() (err error) {
+		body, err = decodePart(b, id.epoch, uint32(id.n), id.part)
+		if err == nil && block.CRC(body) != crc {
+			err = fmt.Errorf("not the one that is named: %w", segment.ErrDamaged)
+		}
+		return err
+	})
+	return body, err
+}
 
 // readManifest reads a checkpoint's manifest with its tables.
 func (p *Pool) readManifest(ctx context.Context, ref root.CheckpointRef) (*snapshot, error) {
-	manifest, err := p.getPart(ctx, ref.Epoch, ref.N, 0)
+	manifest, err := p.readWhole(ctx, partID{ref.Epoch, ref.N, 0}, ref.Bytes, ref.CRC)
 	if err != nil {
 		return nil, err
-	}
-	if block.CRC(manifest) != ref.CRC {
-		return nil, fmt.Errorf("checkpoint %d/%d is not the one the root names: %w", ref.Epoch, ref.N, segment.ErrDamaged)
 	}
 	s, err := decodeSnapshot(manifest)
 	if err != nil {
@@ -136,7 +216,7 @@ func (p *Pool) readManifest(ctx context.Context, ref root.CheckpointRef) (*snaps
 	g.SetLimit(tablesAtOnce)
 	for i, t := range s.Tables {
 		g.Go(func() (err error) {
-			bodies[i], err = p.getPart(gctx, ref.Epoch, ref.N, t.Part)
+			bodies[i], err = p.readWhole(gctx, partID{ref.Epoch, ref.N, t.Part}, t.Bytes, t.CRC)
 			return err
 		})
 	}

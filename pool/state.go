@@ -187,7 +187,8 @@ func (p *Pool) snapshotNow(v mapsView, place func(*densetree.Run) (runRef, error
 //
 //	u32 length | snapshot (JSON) | u32 length | runs and usage table back to back | u32 length | old cache index
 //
-// The runs are those that are in memory, levels 0; the others are in files, stable already, and named. The
+// The runs are those that are in memory, levels 0; the others are in files, stable already, and named: if a file may
+// lack pages, as a partial run, with the place where a published checkpoint has them. The
 // last part is empty: the cache keeps its index itself. States written before that have it here.
 func (p *Pool) encodeState(v mapsView) ([]byte, error) {
 	var runs []byte

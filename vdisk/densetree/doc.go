@@ -19,6 +19,9 @@
 //   - A file is stable, its name too, before any tree shows the run in it. It is removed when no tree,
 //     lookup or snapshot holds the run and the newest local checkpoint does not name it. A crash leaves
 //     orphans; the next open removes them.
+//   - Of a partial run that holds for the head alone: each page is in the file if its checksum says so, and
+//     stored elsewhere as well until all of them are stable here. No merge reads a partial run. A lookup that
+//     needs a page which is not here fails with a PageError that has the run (PageError.Partial); it never waits.
 //   - Every block that is put is mapped or has been told lost, or lies hidden below a newer entry that
 //     no merge has brought down to it yet. The content changes and Lost is told under Options.Guard, so
 //     that a checkpoint of both at one moment loses and doubles nothing.
