@@ -117,13 +117,8 @@ func (p *Pool) localCheckpoint(ctx context.Context) (*writeback.Frozen, error) {
 	return c.Frozen, nil
 }
 
-// checkpointIfDue publishes a checkpoint if the root names enough cuts, or if a new one is asked for.
+// checkpointIfDue publishes a checkpoint if the root names enough cuts.
 func (p *Pool) checkpointIfDue(ctx context.Context) error {
-	if p.scrubs.anew.taken() {
-		p.setStored(map[uint64]runRef{})
-		p.pub.ckpt.old = false
-		return p.publishCheckpoint(ctx)
-	}
 	if len(p.value().Cuts) < p.o.CheckpointCuts {
 		return nil
 	}

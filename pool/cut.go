@@ -331,8 +331,8 @@ func (p *Pool) commitCuts(ctx context.Context, cuts <-chan *pendingCut) (err err
 		if err == nil && c.f != nil {
 			err = p.publishCut(ctx, c)
 		}
-		if err == nil && p.scrubs.anew.up() {
-			err = p.checkpointIfDue(ctx)
+		if err == nil {
+			err = p.renewIfAsked(ctx)
 		}
 		if err != nil {
 			p.dropCut(c)

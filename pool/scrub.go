@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -50,6 +51,7 @@ type ScrubReport struct {
 	SegmentsTotal int       `json:"segments_total"` // to look at
 	Objects       int64     `json:"objects"`        // read: shards, parts of checkpoints, copies of the root
 	Bytes         int64     `json:"bytes"`          // read
+	Lacking       int64     `json:"lacking"`        // shards that are stored nowhere, by their segment's row: a matter for repair
 	ScrubCounts
 	Problems []ScrubProblem `json:"problems"` // the first thousand
 	Lost     []LostRange    `json:"lost"`     // the first thousand
@@ -113,7 +115,7 @@ type scrubs struct {
 	turn chan struct{}   // holds a token while one runs
 	done <-chan struct{} // closed when the pool is being closed
 	// anew asks the committer for a checkpoint that shares nothing with those before it.
-	anew request
+	anew atomic.Bool
 
 	mu      sync.Mutex
 	running *scrubber               // guarded by mu; the one that was asked for, nil while none runs
@@ -274,6 +276,12 @@ func (s *scrubber) problem(target, object string, what error, outcome string) {
 			r.Problems = append(r.Problems, ScrubProblem{target, object, fmt.Sprint(what), outcome})
 		}
 	})
+}
+
+// isTarget tells whether a target is a member of the pool, or about to be.
+func (p *Pool) isTarget(t block.TargetID) bool {
+	c := p.value().Cfg
+	return slices.ContainsFunc(slices.Concat(c.Members, c.Next), func(m root.Member) bool { return m.ID == t })
 }
 
 // mayRepair says why nothing may be stored at a target; empty if it may.

@@ -310,27 +310,36 @@ func (w *scrubWorld) other(v victim) []byte {
 	return []byte("{}")
 }
 
-// TestADryScrubChangesNothing also shows that damage left is told.
+// TestADryScrubChangesNothing damages objects of every kind, all of which another scrub repairs.
 func TestADryScrubChangesNothing(t *testing.T) {
 	w := newScrubWorld(t)
-	vs := w.victims(t)
 	r := w.rig(t, nil)
 	r.open(true)
-	for _, v := range vs {
-		r.memory[v.target].Damage(v.key, func(b []byte) []byte { return b[:len(b)-1] })
+	hurt := int64(0)
+	for _, v := range append(groups(w.victims(t))[0], groups(w.victims(t))[1]...) {
+		if r.memory[v.target].Damage(v.key, func(b []byte) []byte { return b[:len(b)-1] }) {
+			hurt++
+		}
 	}
 	var before []map[string][]byte
 	for _, m := range r.memory {
 		before = append(before, m.Objects())
 	}
 	rep := r.scrub(ScrubOptions{DryRun: true})
-	if rep.Damaged == 0 || rep.Repaired != 0 || !errors.Is(rep.Err(), ErrUnrepaired) {
-		t.Errorf("scrub says %+v: %v", rep, rep.Err())
+	if rep.Damaged != hurt || rep.Repaired != 0 || !errors.Is(rep.Err(), ErrUnrepaired) {
+		t.Errorf("%d objects hurt, scrub says %+v: %v", hurt, rep, rep.Err())
 	}
 	for i, m := range r.memory {
 		if !maps.EqualFunc(before[i], m.Objects(), bytes.Equal) {
 			t.Errorf("target %d changed", i)
 		}
+	}
+	// A damaged root keeps a scrub from repairing anything else there, but it is repaired itself.
+	for range 2 {
+		rep = r.scrub(ScrubOptions{})
+	}
+	if rep.Err() != nil {
+		t.Errorf("two scrubs later: %+v", rep)
 	}
 }
 

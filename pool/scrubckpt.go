@@ -68,7 +68,7 @@ func (s *scrubber) renewCheckpoints(ctx context.Context, old []root.CheckpointRe
 		return outStopped
 	}
 	for range root.CheckpointsMax {
-		s.p.scrubs.anew.raise()
+		s.p.scrubs.anew.Store(true)
 		if err := s.p.Publish(ctx); err != nil {
 			return fmt.Sprintf("not repaired: no new checkpoint was published: %v", err)
 		}
@@ -77,6 +77,17 @@ func (s *scrubber) renewCheckpoints(ctx context.Context, old []root.CheckpointRe
 		}
 	}
 	return "not repaired: the root still names this checkpoint"
+}
+
+// renewIfAsked publishes a checkpoint that shares no part with those before it, if a scrub has asked for one. The
+// caller is the committer, between two cuts.
+func (p *Pool) renewIfAsked(ctx context.Context) error {
+	if !p.scrubs.anew.CompareAndSwap(true, false) {
+		return nil
+	}
+	p.setStored(map[uint64]runRef{})
+	p.pub.ckpt.old = false
+	return p.publishCheckpoint(ctx)
 }
 
 // checkpoint reads one checkpoint; seen are parts done already. It returns what nothing but a new checkpoint can mend.

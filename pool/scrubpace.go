@@ -3,16 +3,8 @@ package pool
 import (
 	"context"
 	"sync"
-	"sync/atomic"
 	"time"
 )
-
-// request is a wish for something, made at any time and taken once.
-type request struct{ v atomic.Bool }
-
-func (f *request) raise()      { f.v.Store(true) }
-func (f *request) up() bool    { return f.v.Load() }
-func (f *request) taken() bool { return f.v.Swap(false) }
 
 // pacer bounds a stream of reads. The zero value lets everything through.
 type pacer struct {
