@@ -413,6 +413,68 @@ func TestACheckpointWithoutAGoodCopyIsReplaced(t *testing.T) {
 	}
 }
 
+// TestACheckpointIsReplacedWithAllItsParts damages all copies of every part of the newest checkpoint, whose runs the
+// maps still have.
+func TestACheckpointIsReplacedWithAllItsParts(t *testing.T) {
+	w := newScrubWorld(t)
+	r := w.rig(t, nil)
+	r.open(true)
+	r.pool.scrubs.anew.Store(true)
+	r.publish()
+	newest := r.pool.value().Checkpoints[0]
+	hurt := int64(0)
+	for _, m := range r.memory {
+		for _, key := range m.Keys() {
+			if prefix := fmt.Sprintf("ckpt/%d/%d/", newest.Epoch, newest.N); strings.HasPrefix(key, prefix) && !strings.HasPrefix(key, prefix+"0.") {
+				m.Damage(key, func(b []byte) []byte { b[len(b)/2] ^= 4; return b })
+				hurt++
+			}
+		}
+	}
+	rep := r.scrub(ScrubOptions{})
+	if hurt < 4 || rep.Damaged == 0 || rep.Repaired != rep.Damaged || rep.Err() != nil {
+		t.Fatalf("%d copies hurt, scrub says %+v", hurt, rep)
+	}
+	if rep = r.scrub(ScrubOptions{}); rep.Damaged+rep.Missing+rep.Unread != 0 {
+		t.Errorf("the next scrub says %+v", rep)
+	}
+	r.abandon()
+	r.newHost()
+	r.open(true)
+	w.expect(r)
+}
+
+// TestACopyThatIsWholeButAnotherIsReplaced gives one copy of each kind of part another body.
+func TestACopyThatIsWholeButAnotherIsReplaced(t *testing.T) {
+	w := newScrubWorld(t)
+	r := w.rig(t, nil)
+	r.open(true)
+	for i, v := range slices.Repeat(w.victims(t), 8) {
+		part := i / len(w.victims(t)) // where, in eighths
+		if !strings.HasPrefix(v.key, "ckpt/") || part > 0 && !strings.HasPrefix(v.what, "map") {
+			continue
+		}
+		var id partID
+		var copyNo int
+		if _, err := fmt.Sscanf(v.key, "ckpt/%d/%d/%d.%d", &id.epoch, &id.n, &id.part, &copyNo); err != nil {
+			t.Fatal(err)
+		}
+		r.memory[v.target].Damage(v.key, func(b []byte) []byte {
+			body := bytes.Clone(b[partHeaderLen:])
+			if body[0] == '{' {
+				body = append([]byte(" "), body...) // as good as JSON goes
+			} else {
+				body[len(body)*part/8] ^= 1
+			}
+			return encodePart(id.epoch, uint32(id.n), id.part, body)
+		})
+		rep := r.scrub(ScrubOptions{})
+		if rep.Damaged != 1 || rep.Repaired != 1 || !bytes.Equal(r.memory[v.target].Objects()[v.key], w.memory[v.target].Objects()[v.key]) {
+			t.Errorf("%s: scrub says %+v", v.what, rep)
+		}
+	}
+}
+
 // TestWhatIsLostIsToldByDiskAndRange hurts more shards of a stripe than it has parity, in one range. Exactly
 // what lay there cannot be read, and the scrub names it; the rest is as it was.
 func TestWhatIsLostIsToldByDiskAndRange(t *testing.T) {
@@ -507,7 +569,7 @@ func TestATargetThatIsAwayIsNotJudged(t *testing.T) {
 	r.open(true)
 	for _, key := range r.memory[0].Keys() {
 		if strings.HasPrefix(key, "seg/") {
-			r.memory[0].Damage(key, func(b []byte) []byte { b[0] ^= 1; b[len(b)-1] ^= 1; return b })
+			r.memory[0].Damage(key, func(b []byte) []byte { clear(b); return b })
 		}
 	}
 	before := r.memory[0].Objects()
