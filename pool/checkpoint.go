@@ -115,7 +115,7 @@ func (p *Pool) localCheckpoint(ctx context.Context) (*writeback.Frozen, error) {
 	return c.Frozen, nil
 }
 
-// checkpointIfDue publishes a checkpoint if the root names enough cuts, or if a new one is asked for.
+// checkpointIfDue publishes a checkpoint if the root names enough cuts.
 func (p *Pool) checkpointIfDue(ctx context.Context) error {
 	if len(p.value().Cuts) < p.o.CheckpointCuts {
 		return nil

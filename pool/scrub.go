@@ -50,6 +50,7 @@ type ScrubReport struct {
 	SegmentsTotal int       `json:"segments_total"` // to look at
 	Objects       int64     `json:"objects"`        // read: shards, parts of checkpoints, copies of the root
 	Bytes         int64     `json:"bytes"`          // read
+	Lacking       int64     `json:"lacking"`        // shards that are stored nowhere, by their segment's row: a matter for repair
 	ScrubCounts
 	Problems []ScrubProblem `json:"problems"` // the first thousand
 	Lost     []DamagedRange `json:"lost"`     // the first thousand
@@ -272,6 +273,12 @@ func (s *scrubber) problem(target, object string, what error, outcome string) {
 			r.Problems = append(r.Problems, ScrubProblem{target, object, fmt.Sprint(what), outcome})
 		}
 	})
+}
+
+// isTarget tells whether a target is a member of the pool, or about to be.
+func (p *Pool) isTarget(t block.TargetID) bool {
+	c := p.value().Cfg
+	return slices.ContainsFunc(slices.Concat(c.Members, c.Next), func(m root.Member) bool { return m.ID == t })
 }
 
 // mayRepair says why nothing may be stored at a target; empty if it may.

@@ -310,27 +310,36 @@ func (w *scrubWorld) other(v victim) []byte {
 	return []byte("{}")
 }
 
-// TestADryScrubChangesNothing also shows that damage left is told.
+// TestADryScrubChangesNothing damages objects of every kind, all of which another scrub repairs.
 func TestADryScrubChangesNothing(t *testing.T) {
 	w := newScrubWorld(t)
-	vs := w.victims(t)
 	r := w.rig(t, nil)
 	r.open(true)
-	for _, v := range vs {
-		r.memory[v.target].Damage(v.key, func(b []byte) []byte { return b[:len(b)-1] })
+	hurt := int64(0)
+	for _, v := range append(groups(w.victims(t))[0], groups(w.victims(t))[1]...) {
+		if r.memory[v.target].Damage(v.key, func(b []byte) []byte { return b[:len(b)-1] }) {
+			hurt++
+		}
 	}
 	var before []map[string][]byte
 	for _, m := range r.memory {
 		before = append(before, m.Objects())
 	}
 	rep := r.scrub(ScrubOptions{DryRun: true})
-	if rep.Damaged == 0 || rep.Repaired != 0 || !errors.Is(rep.Err(), ErrUnrepaired) {
-		t.Errorf("scrub says %+v: %v", rep, rep.Err())
+	if rep.Damaged != hurt || rep.Repaired != 0 || !errors.Is(rep.Err(), ErrUnrepaired) {
+		t.Errorf("%d objects hurt, scrub says %+v: %v", hurt, rep, rep.Err())
 	}
 	for i, m := range r.memory {
 		if !maps.EqualFunc(before[i], m.Objects(), bytes.Equal) {
 			t.Errorf("target %d changed", i)
 		}
+	}
+	// A damaged root keeps a scrub from repairing anything else there, but it is repaired itself.
+	for range 2 {
+		rep = r.scrub(ScrubOptions{})
+	}
+	if rep.Err() != nil {
+		t.Errorf("two scrubs later: %+v", rep)
 	}
 }
 
@@ -401,6 +410,68 @@ func TestACheckpointWithoutAGoodCopyIsReplaced(t *testing.T) {
 			r.open(true)
 			w.expect(r)
 		})
+	}
+}
+
+// TestACheckpointIsReplacedWithAllItsParts damages all copies of every part of the newest checkpoint, whose runs the
+// maps still have.
+func TestACheckpointIsReplacedWithAllItsParts(t *testing.T) {
+	w := newScrubWorld(t)
+	r := w.rig(t, nil)
+	r.open(true)
+	r.pool.repair.want.Store(wantWholeCheckpoint)
+	r.publish()
+	newest := r.pool.value().Checkpoints[0]
+	hurt := int64(0)
+	for _, m := range r.memory {
+		for _, key := range m.Keys() {
+			if prefix := fmt.Sprintf("ckpt/%d/%d/", newest.Epoch, newest.N); strings.HasPrefix(key, prefix) && !strings.HasPrefix(key, prefix+"0.") {
+				m.Damage(key, func(b []byte) []byte { b[len(b)/2] ^= 4; return b })
+				hurt++
+			}
+		}
+	}
+	rep := r.scrub(ScrubOptions{})
+	if hurt < 4 || rep.Damaged == 0 || rep.Repaired != rep.Damaged || rep.Err() != nil {
+		t.Fatalf("%d copies hurt, scrub says %+v", hurt, rep)
+	}
+	if rep = r.scrub(ScrubOptions{}); rep.Damaged+rep.Missing+rep.Unread != 0 {
+		t.Errorf("the next scrub says %+v", rep)
+	}
+	r.abandon()
+	r.newHost()
+	r.open(true)
+	w.expect(r)
+}
+
+// TestACopyThatIsWholeButAnotherIsReplaced gives one copy of each kind of part another body.
+func TestACopyThatIsWholeButAnotherIsReplaced(t *testing.T) {
+	w := newScrubWorld(t)
+	r := w.rig(t, nil)
+	r.open(true)
+	for i, v := range slices.Repeat(w.victims(t), 8) {
+		part := i / len(w.victims(t)) // where, in eighths
+		if !strings.HasPrefix(v.key, "ckpt/") || part > 0 && !strings.HasPrefix(v.what, "map") {
+			continue
+		}
+		var id partID
+		var copyNo int
+		if _, err := fmt.Sscanf(v.key, "ckpt/%d/%d/%d.%d", &id.epoch, &id.n, &id.part, &copyNo); err != nil {
+			t.Fatal(err)
+		}
+		r.memory[v.target].Damage(v.key, func(b []byte) []byte {
+			body := bytes.Clone(b[partHeaderLen:])
+			if body[0] == '{' {
+				body = append([]byte(" "), body...) // as good as JSON goes
+			} else {
+				body[len(body)*part/8] ^= 1
+			}
+			return encodePart(id.epoch, uint32(id.n), id.part, body)
+		})
+		rep := r.scrub(ScrubOptions{})
+		if rep.Damaged != 1 || rep.Repaired != 1 || !bytes.Equal(r.memory[v.target].Objects()[v.key], w.memory[v.target].Objects()[v.key]) {
+			t.Errorf("%s: scrub says %+v", v.what, rep)
+		}
 	}
 }
 
@@ -498,7 +569,7 @@ func TestATargetThatIsAwayIsNotJudged(t *testing.T) {
 	r.open(true)
 	for _, key := range r.memory[0].Keys() {
 		if strings.HasPrefix(key, "seg/") {
-			r.memory[0].Damage(key, func(b []byte) []byte { b[0] ^= 1; b[len(b)-1] ^= 1; return b })
+			r.memory[0].Damage(key, func(b []byte) []byte { clear(b); return b })
 		}
 	}
 	before := r.memory[0].Objects()

@@ -10,6 +10,7 @@ import (
 
 	"graindisk/backend"
 	"graindisk/block"
+	"graindisk/grains/extent"
 	"graindisk/grains/segment"
 	"graindisk/pool/root"
 )
@@ -104,42 +105,51 @@ func (s *scrubber) checkpoint(ctx context.Context, ref root.CheckpointRef, seen 
 			return hurt
 		}
 	}
-	runs := map[partID][]runRef{}
+	runs, usage := map[partID][]runRef{}, map[partID][]runRef{}
 	var order []partID
-	add := func(r runRef, check bool) {
+	add := func(to map[partID][]runRef, r runRef) {
 		id := partID{r.Epoch, r.N, r.Part}
-		if _, ok := runs[id]; !ok && !seen[id] {
-			runs[id] = nil
+		if !seen[id] {
+			seen[id] = true
 			order = append(order, id)
 		}
-		if check {
-			runs[id] = append(runs[id], r)
-		}
+		to[id] = append(to[id], r)
 	}
 	for _, d := range snap.Disks {
 		for _, r := range d.Runs {
-			add(r, true)
+			add(runs, r)
 		}
 	}
 	for _, r := range snap.Usage {
-		add(r, false)
+		add(usage, r)
 	}
 	for _, id := range order {
 		if ctx.Err() != nil {
 			return hurt
 		}
-		seen[id] = true
-		_, h := s.part(ctx, ref, id, func(b []byte) error {
-			for _, r := range runs[id] {
-				if _, err := r.decode(b); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
+		_, h := s.part(ctx, ref, id, func(b []byte) error { return checkRuns(b, runs[id], usage[id]) })
 		hurt = append(hurt, h...)
 	}
 	return hurt
+}
+
+// checkRuns checks what a checkpoint names in the body of a part.
+func checkRuns(body []byte, runs, usage []runRef) error {
+	for _, r := range runs {
+		if _, err := r.decode(body); err != nil {
+			return err
+		}
+	}
+	for _, r := range usage {
+		b, err := r.cut(body)
+		if err == nil {
+			err = extent.NewUsage().Load(b)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // foundCopy is one copy of a part as it lies at a target.

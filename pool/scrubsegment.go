@@ -33,7 +33,7 @@ type lying struct {
 type lyingState uint8
 
 const (
-	notStored lyingState = iota // by the segment's row: it was never put, or given up
+	notStored lyingState = iota // by the segment's row: it was never put, or its target is none of the pool's any more
 	atHand
 	missing
 	unread
@@ -115,7 +115,7 @@ func (s *scrubber) examine(ctx context.Context, info segment.Info) ([]lying, *se
 	look := func(n int) lying { return s.look(ctx, info.Targets[n], info.Key(n), info.ObjectBytes()+1) }
 	var wg sync.WaitGroup
 	for n, t := range info.Targets {
-		if t != 0 {
+		if t != 0 && s.p.isTarget(t) {
 			wg.Go(func() { found[n] = look(n) })
 		}
 	}
@@ -168,6 +168,9 @@ func (p *Pool) examineObjects(ctx context.Context, info segment.Info, found []ly
 func (s *scrubber) settle(ctx context.Context, info segment.Info, found []lying, x *segment.Exam) {
 	away := false
 	for n, f := range found {
+		if f.state == notStored {
+			s.count(func(r *ScrubReport) { r.Lacking++ })
+		}
 		if f.state == unread {
 			away = true
 			s.count(func(r *ScrubReport) { r.Unread++ })

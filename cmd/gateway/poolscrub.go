@@ -133,6 +133,9 @@ func scrubPool(ctx context.Context, a *app, c *api.Client, name string, q api.Sc
 func printScrubReport(w io.Writer, name string, r pool.ScrubReport) {
 	fmt.Fprintf(w, "pool %s: %d segments, %d objects, %v read in %v\n", name, r.Segments, r.Objects, config.Bytes(r.Bytes), r.Ended.Sub(r.Started).Round(time.Millisecond))
 	fmt.Fprintf(w, "  %s\n", foundText(r.ScrubCounts))
+	if r.Lacking > 0 {
+		fmt.Fprintf(w, "  %d shards are not stored: their segments are below strength\n", r.Lacking)
+	}
 	for _, p := range r.Problems {
 		fmt.Fprintf(w, "  target %s: %s: %s: %s\n", p.Target, p.Object, p.Problem, p.Outcome)
 	}
