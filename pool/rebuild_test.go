@@ -212,7 +212,7 @@ func (h *diskHistory) stored(epoch, cut uint64) (recorded, complete bool) {
 // hurt takes away what may be lost: a target, or a shard of each segment, and damages index, record or trailer
 // of others.
 func (h *diskHistory) hurt() (how string) {
-	switch n := h.rng.IntN(4); {
+	switch n := h.rng.IntN(6); {
 	case h.frail || n == 0:
 		return "nothing lost"
 	case n == 1:
@@ -223,6 +223,20 @@ func (h *diskHistory) hurt() (how string) {
 		i := h.rng.IntN(3)
 		h.memory, h.stores = slices.Delete(h.memory, i, i+1), slices.Delete(h.stores, i, i+1)
 		return fmt.Sprintf("target %d gone", i)
+	case n == 3:
+		h.memory[0], h.memory[2] = h.memory[2], h.memory[0]
+		h.stores[0], h.stores[2] = h.stores[2], h.stores[0]
+		return "two targets have changed places"
+	case n == 4:
+		for key, b := range h.memory[0].Objects() {
+			if strings.HasPrefix(key, "seg/") {
+				if _, err := h.memory[1].Put(context.Background(), key, b, backend.Cond{}); err != nil {
+					h.t.Fatal(err)
+				}
+			}
+		}
+		h.memory[0].Wipe()
+		return "all of a target was moved to another"
 	}
 	shards := map[segKey][]int{}
 	for i, m := range h.memory {
@@ -257,7 +271,7 @@ func (h *diskHistory) hurt() (how string) {
 func TestRebuildAfterRandomHistories(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
-	for i := range uint64(6) {
+	for i := range uint64(4) {
 		t.Run(fmt.Sprint(i), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { rebuildHistory(t, rand.New(rand.NewPCG(seed, i))) })
 		})
@@ -285,6 +299,14 @@ func rebuildHistory(t *testing.T, rng *rand.Rand) {
 	}
 	h.now = h.cuts[[2]uint64{h.epoch, h.cut}]
 	h.expectAll(rep)
+	h.placed()
+	for _, m := range h.memory {
+		for _, key := range m.Keys() {
+			if id, _, _, ok := segment.ParseKey(key); ok && uint64(id)+segReserve > h.pool.value().SegLimit {
+				t.Errorf("segment %d is there, and numbers from %d on are free", id, h.pool.value().SegLimit)
+			}
+		}
+	}
 	// The pool goes on: its cuts, its next owner, and the next rebuild.
 	h.names = slices.Sorted(maps.Keys(h.now))
 	for range 3 {
@@ -298,8 +320,49 @@ func rebuildHistory(t *testing.T, rng *rand.Rand) {
 		t.Fatalf("the second time cut %d of epoch %d came back, want cut %d of epoch %d", rep.Cut, rep.CutEpoch, h.cut, h.epoch)
 	}
 	h.expectAll(rep)
+	h.noNumberTwice()
+	h.placed()
 	if names, err := h.fs.ReadDir("/host/tier.rebuild"); err != nil || len(names) > 0 {
 		t.Errorf("scratch space holds %v, %v", names, err)
+	}
+}
+
+// placed expects every shard that is stored to be where the pool looks for it, and no other to be looked for.
+func (h *diskHistory) placed() {
+	h.t.Helper()
+	for _, info := range h.pool.segments {
+		for shard, t := range info.Targets {
+			found := 0
+			for i, m := range h.memory {
+				if !slices.Contains(m.Keys(), info.Key(shard)) {
+					continue
+				}
+				found++
+				if h.pool.targetName(t) == fmt.Sprintf("t%d", i) {
+					found = -9
+				}
+			}
+			if found > 0 || found == 0 && t != 0 {
+				h.t.Errorf("segment %d shard %d is not at target %d (%s), but at %d others", info.ID, shard, t, h.pool.targetName(t), found)
+			}
+		}
+	}
+}
+
+// noNumberTwice expects that no segment number was used by two tenures, orphans included.
+func (h *diskHistory) noNumberTwice() {
+	h.t.Helper()
+	epochs := map[uint64]uint64{}
+	for _, m := range h.memory {
+		for _, key := range m.Keys() {
+			id, epoch, _, ok := segment.ParseKey(key)
+			if e, used := epochs[uint64(id)]; ok && used && e != epoch {
+				h.t.Errorf("segment %d is of epoch %d and of epoch %d", id, e, epoch)
+			}
+			if ok {
+				epochs[uint64(id)] = epoch
+			}
+		}
 	}
 }
 
@@ -402,4 +465,55 @@ func TestRebuildIsFinishedByTheNext(t *testing.T) {
 			r.expect(r.disk("d", testDisk), model)
 		})
 	}
+}
+
+// TestRebuildOfAnOlderCut loses all of one segment, takes the older cut that is offered, goes on from there, and
+// expects the next rebuild to follow what was written since and not what was given up.
+func TestRebuildOfAnOlderCut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, nil)
+		model := make([]byte, testDisk)
+		var before []byte
+		for i := range 6 {
+			r.scribble(r.disk("d", testDisk), model, 10)
+			r.publish()
+			if i == 2 {
+				before = slices.Clone(model)
+			}
+		}
+		lost := r.pool.value().Cuts[3].Segment.ID
+		r.abandon()
+		r.loseRoot()
+		for _, m := range r.memory {
+			for _, key := range m.Keys() {
+				if id, _, _, ok := segment.ParseKey(key); ok && id == lost {
+					if err := m.Delete(t.Context(), key); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+		}
+		r.newHost()
+		if rep, err := Rebuild(t.Context(), r.options(false), RebuildOptions{}); !errors.Is(err, segment.ErrDamaged) || !strings.Contains(err.Error(), "give --cut 3") {
+			t.Fatalf("cut 4 is lost: %+v, %v", rep, err)
+		}
+		if rep, err := Rebuild(t.Context(), r.options(false), RebuildOptions{Cut: 5}); !errors.Is(err, segment.ErrDamaged) {
+			t.Fatalf("cut 5 needs cut 4: %+v, %v", rep, err)
+		}
+		if rep, err := Rebuild(t.Context(), r.options(false), RebuildOptions{Cut: 7}); err == nil || errors.Is(err, segment.ErrDamaged) {
+			t.Fatalf("there is no cut 7: %+v, %v", rep, err)
+		}
+		if rep := r.rebuild(RebuildOptions{Cut: 3}); rep.Cut != 3 {
+			t.Fatalf("%+v", rep)
+		}
+		r.expect(r.disk("d", 0), before)
+		r.scribble(r.disk("d", 0), before, 10)
+		r.publish()
+		r.abandon()
+		r.loseRoot()
+		if rep := r.rebuild(RebuildOptions{}); rep.Cut != 4 {
+			t.Fatalf("%+v", rep)
+		}
+		r.expect(r.disk("d", 0), before)
+	})
 }
