@@ -247,44 +247,23 @@ func (p *Pool) settle(ctx context.Context) error {
 // catchUp applies the cuts that the root names and the maps do not have yet; with record, each is put on
 // record on the tier first.
 func (p *Pool) catchUp(ctx context.Context, v root.Value, record bool) error {
-	refs, err := cutsAfter(v, p.pub.cut)
-	if err != nil {
-		return err
+	if v.Cut == p.pub.cut {
+		return nil
 	}
-	for _, ref := range refs {
+	if n := len(v.Cuts); n == 0 || v.Cuts[n-1].Cut != v.Cut || v.Cuts[0].Cut > p.pub.cut+1 {
+		// A log that knows the root's epoch is at most the one cut behind that it was publishing.
+		return fmt.Errorf("the root is at cut %d and does not name the cuts from %d on: %w", v.Cut, p.pub.cut+1, segment.ErrDamaged)
+	}
+	for _, ref := range v.Cuts {
+		if ref.Cut <= p.pub.cut {
+			continue
+		}
+		if ref.Cut != p.pub.cut+1 {
+			return fmt.Errorf("root names cut %d after cut %d: %w", ref.Cut, p.pub.cut, segment.ErrDamaged)
+		}
 		if err := p.loadCut(ctx, ref, record); err != nil {
 			return fmt.Errorf("cut %d: %w", ref.Cut, err)
 		}
-	}
-	return nil
-}
-
-// cutsAfter are those that the root names, from the one after cut on.
-func cutsAfter(v root.Value, cut uint64) ([]root.CutRef, error) {
-	if v.Cut == cut {
-		return nil, nil
-	}
-	if n := len(v.Cuts); n == 0 || v.Cuts[n-1].Cut != v.Cut || v.Cuts[0].Cut > cut+1 {
-		// A log that knows the root's epoch is at most the one cut behind that it was publishing.
-		return nil, fmt.Errorf("the root is at cut %d and does not name the cuts from %d on: %w", v.Cut, cut+1, segment.ErrDamaged)
-	}
-	var refs []root.CutRef
-	for _, ref := range v.Cuts {
-		if ref.Cut <= cut {
-			continue
-		}
-		if prev := cut + uint64(len(refs)); ref.Cut != prev+1 {
-			return nil, fmt.Errorf("root names cut %d after cut %d: %w", ref.Cut, prev, segment.ErrDamaged)
-		}
-		refs = append(refs, ref)
-	}
-	return refs, nil
-}
-
-// fitsRoot checks that rec is the record that the root names, and follows the cut before.
-func fitsRoot(rec *segment.CutRecord, ref root.CutRef, cut uint64, crc uint32) error {
-	if rec.Cut != ref.Cut || rec.PrevCut != cut || rec.PrevCRC != crc || rec.CRC() != ref.Segment.CRC {
-		return fmt.Errorf("record of cut %d after cut %d does not fit the root: %w", rec.Cut, rec.PrevCut, segment.ErrDamaged)
 	}
 	return nil
 }
@@ -296,8 +275,8 @@ func (p *Pool) loadCut(ctx context.Context, ref root.CutRef, record bool) error 
 	if err != nil {
 		return err
 	}
-	if err := fitsRoot(rec, ref, p.pub.cut, p.pub.cutCRC); err != nil {
-		return err
+	if rec.Cut != ref.Cut || rec.PrevCut != p.pub.cut || rec.PrevCRC != p.pub.cutCRC || rec.CRC() != ref.Segment.CRC {
+		return fmt.Errorf("record of cut %d after cut %d does not fit the root: %w", rec.Cut, rec.PrevCut, segment.ErrDamaged)
 	}
 	idx := make([]*segment.Index, 0, len(rec.Segments)+1)
 	for _, info := range rec.Segments {
