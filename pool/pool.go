@@ -121,8 +121,6 @@ type Options struct {
 	Takeover bool   // take a pool that another owner holds; see Open
 	// CreateEmpty lets Open create the pool if the tier is empty and no target holds anything.
 	CreateEmpty bool
-	// Probe, if set, is asked whether a target that is empty can hold a pool, before one is created there.
-	Probe func(context.Context, Target) error
 	// RootTimeout is how long Open waits for the root before it serves from an intact log; default 5 s.
 	RootTimeout time.Duration
 	// RootLook is how long it waits instead if the owner of the tier's log is known to have been alive a moment
@@ -130,6 +128,8 @@ type Options struct {
 	// is not enough Open waits for RootTimeout all the same.
 	RootLook time.Duration
 	Log      *slog.Logger
+	// Probe, if set, is asked whether a target that is empty can hold a pool, before one is created there.
+	Probe func(context.Context, Target) error
 
 	// Tests make these small: entries of a map's level 0 and of a run, rows of a checkpoint's manifest.
 	mapLevel0, mapRun, tableRows int
