@@ -538,15 +538,6 @@ func (p *Pool) applyCut(rec *segment.CutRecord, infos []segment.Info, idx []*seg
 	p.pub.cut, p.pub.cutCRC, p.pub.horizon = rec.Cut, rec.CRC(), writeback.Seq(rec.Horizon)
 }
 
-// holesOf are a cut's unmaps of a disk, as its tree has them.
-func holesOf(ch segment.DiskChange) []densetree.Entry {
-	holes := make([]densetree.Entry, len(ch.Unmaps))
-	for i, r := range ch.Unmaps {
-		holes[i] = densetree.Entry{LBA: r.LBA, Blocks: r.Blocks, Kind: densetree.Hole}
-	}
-	return holes
-}
-
 // diskBlocksMax is the length of the longest disk.
 const diskBlocksMax = 64 << 40 / block.Size
 
@@ -585,4 +576,13 @@ func (p *Pool) adopt(s *storedSegment) {
 		}
 		p.cache.Adopt(e.disk, block.NewExtentID(s.info.ID, slot), refs)
 	}
+}
+
+// holesOf are a cut's unmaps of a disk, as its tree has them.
+func holesOf(ch segment.DiskChange) []densetree.Entry {
+	holes := make([]densetree.Entry, len(ch.Unmaps))
+	for i, r := range ch.Unmaps {
+		holes[i] = densetree.Entry{LBA: r.LBA, Blocks: r.Blocks, Kind: densetree.Hole}
+	}
+	return holes
 }

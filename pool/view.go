@@ -275,7 +275,7 @@ func (v *View) load(ctx context.Context) error {
 		cut, crc = s.Cut, s.CutCRC
 		v.info.Time = v.checkpointTime(ctx, cs[0])
 	}
-	refs, err := cutsAfter(v.at, cut)
+	refs, err := v.cutsAfter(cut)
 	if err != nil {
 		return err
 	}
@@ -288,8 +288,8 @@ func (v *View) load(ctx context.Context) error {
 		v.p.reader.Remember(last, x)
 		return viewedCut{rec, rec.AllSegments(last)}, nil
 	}, func(ref root.CutRef, c viewedCut) error {
-		if err := fitsRoot(c.rec, ref, cut, crc); err != nil {
-			return fmt.Errorf("cut %d: %w", ref.Cut, err)
+		if r := c.rec; r.Cut != ref.Cut || r.PrevCut != cut || r.PrevCRC != crc || r.CRC() != ref.Segment.CRC {
+			return fmt.Errorf("record of cut %d after cut %d does not fit the root, which names cut %d after %d: %w", r.Cut, r.PrevCut, ref.Cut, cut, segment.ErrDamaged)
 		}
 		cut, crc, v.info.Time = c.rec.Cut, c.rec.CRC(), time.Unix(c.rec.Time, 0)
 		v.cuts = append(v.cuts, c)
@@ -303,6 +303,21 @@ func (v *View) load(ctx context.Context) error {
 		}
 		return nil
 	})
+}
+
+// cutsAfter are those that the root names, from the one after cut on: all of them up to its own.
+func (v *View) cutsAfter(cut uint64) ([]root.CutRef, error) {
+	refs := slices.Clone(v.at.Cuts)
+	refs = slices.DeleteFunc(refs, func(r root.CutRef) bool { return r.Cut <= cut })
+	for i, r := range refs {
+		if r.Cut != cut+1+uint64(i) {
+			return nil, fmt.Errorf("root names cut %d where cut %d should be: %w", r.Cut, cut+1+uint64(i), segment.ErrDamaged)
+		}
+	}
+	if have := cut + uint64(len(refs)); have != v.at.Cut {
+		return nil, fmt.Errorf("the root is at cut %d and names the cuts up to %d: %w", v.at.Cut, have, segment.ErrDamaged)
+	}
+	return refs, nil
 }
 
 // checkpointTime is when a checkpoint was stored, by the clock of a store; zero if none tells.

@@ -29,6 +29,8 @@ const (
 	viewJobBytes    = 4 << 20
 	viewJobs        = 12
 	viewJobSegments = 4
+
+	viewParts = 4 // parts of a checkpoint read side by side; each takes some 16 MB meanwhile
 )
 
 // Disk reads the map of a disk. It fails with ErrNoDisk, as OpenView does, or with ErrViewExpired.
@@ -123,7 +125,7 @@ func (v *View) readRuns(ctx context.Context, refs []runRef) ([]*densetree.Run, e
 		parts[id] = append(parts[id], r)
 	}
 	var runs []*densetree.Run
-	err := inOrder(ctx, slices.Values(ids), partsAtOnce, func(ctx context.Context, id partID) ([]*densetree.Run, error) {
+	err := inOrder(ctx, slices.Values(ids), viewParts, func(ctx context.Context, id partID) ([]*densetree.Run, error) {
 		body, err := v.p.getPart(ctx, id.epoch, id.n, id.part)
 		if err != nil {
 			return nil, err
