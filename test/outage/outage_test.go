@@ -40,7 +40,7 @@ const (
 	beforeTime = 5 * time.Second
 	fullAfter  = 10 * time.Second // a write that waits as long has met the log's mark
 	bulkWrite  = 16 << 20
-	fullLimit  = 2 * time.Minute
+	fullLimit  = 6 * time.Minute
 	healLimit  = 2 * time.Minute
 	opLimit    = time.Minute // of what must not wait for a store
 )
