@@ -106,7 +106,7 @@ func TestNewerPoolsAreRefused(t *testing.T) {
 		var was, is uint32
 		n := r.edit(inCheckpoint(`{"format":2`), func(b []byte) []byte {
 			was = block.CRC(b[partHeaderLen:])
-			copy(b[partHeaderLen:], `{"format":3`)
+			copy(b[partHeaderLen:], `{"format":9`)
 			is = block.CRC(b[partHeaderLen:])
 			return resealPart(b)
 		})

@@ -132,7 +132,7 @@ func OpenView(ctx context.Context, o ViewOptions) (*View, error) {
 
 func openView(ctx context.Context, o ViewOptions) (*View, error) {
 	v := &View{o: o, degraded: map[shardID]bool{}}
-	p := &Pool{o: Options{Name: o.Name, Log: o.Log}}
+	p := newMaps(Options{Name: o.Name, Log: o.Log})
 	for _, t := range o.Targets {
 		p.o.Targets = append(p.o.Targets, Target{Name: t.Name, Store: readOnlyStore{t.Store}})
 	}
