@@ -458,6 +458,35 @@ func TestViewPastItsTime(t *testing.T) {
 	}
 }
 
+// TestViewTakesNoOtherCut has the root name another record than the one that is stored.
+func TestViewTakesNoOtherCut(t *testing.T) {
+	r := newRig(t, nil)
+	d, model := r.disk("d", testDisk), make([]byte, testDisk)
+	for range 3 {
+		r.scribble(d, model, 2)
+		r.publish()
+	}
+	crc := r.pool.value().Cuts[1].Segment.CRC
+	r.edit(func(key string, _ []byte) bool { return key == root.Key }, func(b []byte) []byte {
+		return resealRoot(bytes.Replace(b, fmt.Appendf(nil, `"crc":%d}`, crc), []byte(`"crc":1}`), 1))
+	})
+	if _, err := r.tryView(); !errors.Is(err, vdisk.ErrDamaged) || !strings.Contains(err.Error(), "does not fit the root") {
+		t.Errorf("view: %v", err)
+	}
+}
+
+func TestReadOnlyStoreRefusesChanges(t *testing.T) {
+	m := backendtest.NewMemory("m")
+	if _, err := m.Put(t.Context(), "a", []byte("x"), backend.Cond{}); err != nil {
+		t.Fatal(err)
+	}
+	s := readOnlyStore{m}
+	_, err := s.Put(t.Context(), "b", nil, backend.Cond{Absent: true})
+	if derr := s.Delete(t.Context(), "a"); backend.ClassOf(err) != backend.Permanent || backend.ClassOf(derr) != backend.Permanent || len(m.Keys()) != 1 {
+		t.Errorf("put: %v, delete: %v, left %v", err, derr, m.Keys())
+	}
+}
+
 // TestViewWaitsNoLongerThanItsPatience takes all targets away from a view: that is no damage.
 func TestViewWaitsNoLongerThanItsPatience(t *testing.T) {
 	r := newRig(t, nil)
