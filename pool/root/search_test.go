@@ -30,6 +30,7 @@ type scenario struct {
 	next            func(old []Member, m Member) []Member // the members after the change
 
 	faults, crashes, wipes int8   // of all together
+	inOrder                bool   // a contender's requests are answered one after another, that to the target of its own number first
 	patience               bool   // a round that does not wait for all counts as a fault
 	switches               int8   // how often another contender goes on; <0: as often as it likes
 	epochMax               uint64 // nobody goes on above it
@@ -338,8 +339,12 @@ func (x *search) expand(s *state) {
 				x.step(n, i, event{kind: hBegin, arg: int32(c)})
 			}, "%d: begins a %v", i, c)
 		}
-		for t := range x.sc.places {
+		for j := range x.sc.places {
+			t := (i + j) % x.sc.places
 			x.answers(s, i, t, at.out[t])
+			if x.sc.inOrder && at.out[t].kind != askedNothing {
+				break
+			}
 		}
 		if at.linger && (s.faults > 0 || !x.sc.patience) {
 			x.event(s, i, func(n *state) {
