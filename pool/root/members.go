@@ -48,6 +48,7 @@ func (r *Register) Seed(ctx context.Context, target string, m Member) error {
 }
 
 func (r *Register) seed(ctx context.Context, t *tenure, tg *target, m Member) error {
+	tg.etag = "" // whatever comes of it, the next edit reads the copy
 	there, cond, err := r.seedAt(ctx, t, tg, m)
 	if there || err != nil {
 		return err
@@ -73,7 +74,6 @@ func (r *Register) seed(ctx context.Context, t *tenure, tg *target, m Member) er
 func (r *Register) putSeed(ctx context.Context, tg *target, body []byte, cond backend.Cond) error {
 	ctx, cancel := context.WithTimeout(ctx, r.o.RequestTimeout)
 	defer cancel()
-	tg.etag = "" // whatever comes of it, the next edit reads the copy
 	_, err := tg.Store.Put(ctx, Key, body, cond)
 	return err
 }

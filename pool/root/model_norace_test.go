@@ -2,4 +2,7 @@
 
 package root
 
-const schedulesDefault = 20000
+const (
+	schedulesDefault     = 20000
+	searchPercentDefault = 100
+)

@@ -2,5 +2,8 @@
 
 package root
 
-// schedulesDefault is lower here: the race detector makes a schedule ten times as slow.
-const schedulesDefault = 1500
+// These are lower here: the race detector makes a schedule ten times as slow.
+const (
+	schedulesDefault     = 1500
+	searchPercentDefault = 4
+)
