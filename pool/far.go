@@ -428,6 +428,14 @@ func (p *Pool) bringMaps(ctx context.Context) {
 	}
 }
 
+// mapsAway is the bytes of the runs that are partial.
+func (p *Pool) mapsAway() (n int64) {
+	for _, r := range p.runs.Partial() {
+		n += r.EncodedLen()
+	}
+	return n
+}
+
 // retryMerges has merges go on that waited for partial runs.
 func (p *Pool) retryMerges() {
 	p.mu.Lock()
