@@ -225,7 +225,7 @@ func TestGoldenPublication(t *testing.T) {
 // TestGoldenPartialRun is the snapshot of a local checkpoint with a partial run.
 func TestGoldenPartialRun(t *testing.T) {
 	want := &snapshot{
-		Format: snapshotFormatPartial, Epoch: 3, Cut: 17, CutCRC: 5, Horizon: 1234, NextDisk: 2, Segments: []segment.Info{sampleInfo(7)},
+		Format: snapshotFormatMax, Epoch: 3, Cut: 17, CutCRC: 5, Horizon: 1234, NextDisk: 2, Segments: []segment.Info{sampleInfo(7)},
 		Disks: []diskState{{Disk: 1, Meta: segment.DiskMeta{Name: "vm1", SizeBytes: 1 << 30}, Runs: []runRef{
 			{ID: 8, Off: 40, Len: 4200}, {ID: 9, File: 4, Epoch: 3, N: 2, Part: 1, Off: 8192, Len: 409600, Partial: true},
 		}}},

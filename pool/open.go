@@ -71,7 +71,6 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 		segments: map[block.SegmentID]segment.Info{}, sick: map[block.TargetID]sickness{}, usage: extent.NewUsage(),
 	}
 	p.boots.init()
-	p.far.clear()
 	p.pub, p.buffers = newPublisher(), segment.NewBuffers(banksMax*o.SegmentBytes*3/2)
 	ro := root.Options{Targets: rootTargets(o.Targets), Log: o.Log}
 	if haveLog {

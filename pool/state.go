@@ -118,11 +118,11 @@ type snapshot struct {
 	Root     *root.Value    `json:"root,omitempty"`   // local checkpoints: the root as last committed
 }
 
-// The first release wrote format 1, without tables and files, and reads nothing newer; 3 has partial runs, in
-// local checkpoints only.
+// The first release wrote format 1, without tables and files, and reads nothing newer. Format 3 has partial runs, in
+// local checkpoints only; a snapshot without them stays of format 2.
 const (
 	snapshotFormat        = 2
-	snapshotFormatPartial = 3
+	snapshotFormatMax = 3
 )
 
 type diskState struct {
@@ -213,7 +213,7 @@ func (p *Pool) encodeState(v mapsView) ([]byte, error) {
 		return nil, err
 	}
 	if partial {
-		s.Format = snapshotFormatPartial
+		s.Format = snapshotFormatMax
 	}
 	val := p.value()
 	s.Root = &val
@@ -287,8 +287,8 @@ func decodeSnapshot(b []byte) (*snapshot, error) {
 	if err := json.Unmarshal(b, s); err != nil {
 		return nil, fmt.Errorf("snapshot: %w", err)
 	}
-	if s.Format < 1 || s.Format > snapshotFormatPartial {
-		return nil, fmt.Errorf("snapshot format %d; this gateway reads up to %d: %w", s.Format, snapshotFormatPartial, writeback.ErrNewer)
+	if s.Format < 1 || s.Format > snapshotFormatMax {
+		return nil, fmt.Errorf("snapshot format %d; this gateway reads up to %d: %w", s.Format, snapshotFormatMax, writeback.ErrNewer)
 	}
 	return s, validSegments(s.Segments)
 }
