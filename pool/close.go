@@ -160,8 +160,10 @@ type TierStatus struct {
 	Busy      int    `json:"busy_slots"`
 	Clean     int    `json:"clean_slots"`
 	// IndexBytes is the memory of the index of unpublished writes.
-	IndexBytes int64       `json:"index_bytes"`
-	Cache      CacheStatus `json:"cache"`
+	IndexBytes int64 `json:"index_bytes"`
+	// MapsAwayBytes are of maps that are fetched still, after an open on a fresh host: until then reads may wait for them.
+	MapsAwayBytes int64       `json:"maps_away_bytes"`
+	Cache         CacheStatus `json:"cache"`
 }
 
 // Status reports on the pool.
@@ -177,7 +179,7 @@ func (p *Pool) Status() Status {
 	s.Reads = p.readCounts()
 	s.Tier = TierStatus{
 		Dir: p.o.TierDir, SlotBytes: p.space.SlotBytes(), Free: free, Busy: busy, Clean: clean, IndexBytes: p.log.IndexBytes(),
-		Cache: s.Reads.short(),
+		MapsAwayBytes: p.mapsAway(), Cache: s.Reads.short(),
 	}
 	if !p.isClaimed() {
 		s.State = "claiming"

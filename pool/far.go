@@ -43,7 +43,7 @@ import (
 // Whoever needs a page that is away waits for the targets, as for any block that is not cached; the log, the
 // cuts and the local checkpoints do not. A merge that needs a partial run is put off; level 0 grows meanwhile.
 
-// farMaps is what the pool knows of maps that are not all here.
+// farMaps is what the pool knows of maps that are not all here. The zero value knows nothing.
 type farMaps struct {
 	mu      sync.Mutex
 	refs    map[uint64]runRef // where the targets have the runs that are partial, or were when they were opened
@@ -63,7 +63,7 @@ type farPage struct {
 func (f *farMaps) clear() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.refs, f.places, f.flights = map[uint64]runRef{}, map[partID]partCopy{}, map[farPage]chan struct{}{}
+	f.refs, f.places, f.flights = nil, nil, nil
 }
 
 func (f *farMaps) ref(run uint64) (runRef, bool) {
@@ -76,6 +76,9 @@ func (f *farMaps) ref(run uint64) (runRef, bool) {
 func (f *farMaps) setRef(r runRef) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.refs == nil {
+		f.refs = map[uint64]runRef{}
+	}
 	f.refs[r.ID] = r
 }
 
@@ -89,6 +92,9 @@ func (f *farMaps) place(id partID) (partCopy, bool) {
 func (f *farMaps) found(id partID, c partCopy) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.places == nil {
+		f.places = map[partID]partCopy{}
+	}
 	f.places[id] = c
 }
 
@@ -98,6 +104,9 @@ func (f *farMaps) begin(p farPage) (wait <-chan struct{}, end func()) {
 	defer f.mu.Unlock()
 	if c, ok := f.flights[p]; ok {
 		return c, nil
+	}
+	if f.flights == nil {
+		f.flights = map[farPage]chan struct{}{}
 	}
 	c := make(chan struct{})
 	f.flights[p] = c
@@ -413,7 +422,9 @@ func (p *Pool) bringMaps(ctx context.Context) {
 		if err == nil {
 			continue
 		}
-		if !failing {
+		if !failing && final(err) {
+			p.o.Log.Error("map cannot be read, in no copy", "pool", p.o.Name, "err", err)
+		} else if !failing {
 			p.o.Log.Warn("maps not fetched, trying again", "pool", p.o.Name, "err", err)
 		}
 		failing = true
@@ -426,6 +437,14 @@ func (p *Pool) bringMaps(ctx context.Context) {
 	if err := p.checkpointHere(ctx); err != nil && ctx.Err() == nil && p.log.Failed() == nil {
 		p.o.Log.Warn("local checkpoint not written; the one before holds", "pool", p.o.Name, "err", err)
 	}
+}
+
+// mapsAway is the bytes of the runs that are partial.
+func (p *Pool) mapsAway() (n int64) {
+	for _, r := range p.runs.Partial() {
+		n += r.EncodedLen()
+	}
+	return n
 }
 
 // retryMerges has merges go on that waited for partial runs.

@@ -225,6 +225,9 @@ func TestAFreshOpenFetchesHeadsOnly(t *testing.T) {
 	if got, bound := b1-b0, runs*(4096+200)+int64(len(s.order)/fakeSlots*250)+512<<10; got > bound || got > pageBytes {
 		t.Errorf("the open fetched %d bytes, at most %d are expected of %d", got, bound, pageBytes)
 	}
+	if got := p.Status().Tier.MapsAwayBytes; got <= pageBytes {
+		t.Errorf("status says that %d bytes are away, of pages there are %d", got, pageBytes)
+	}
 	checkFake(t, p, s.order, s.rng, 1)
 	r2, b2 := s.counts()
 	if r2 == r1 || r2-r1 > 6 || b2-b1 > 6*farPages*4096 {
@@ -235,7 +238,7 @@ func TestAFreshOpenFetchesHeadsOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	r3, b3 := s.counts()
-	if b3-b1 > 2*pageBytes || len(p.runs.Partial()) != 0 {
+	if b3-b1 > 2*pageBytes || len(p.runs.Partial()) != 0 || p.Status().Tier.MapsAwayBytes != 0 {
 		t.Errorf("all of the maps took %d bytes for %d; %d runs are partial", b3-b1, pageBytes, len(p.runs.Partial()))
 	}
 	checkFake(t, p, s.order, s.rng, 300)

@@ -160,7 +160,6 @@ func newMaps(o Options) *Pool {
 		segments: map[block.SegmentID]segment.Info{}, sick: map[block.TargetID]sickness{}, usage: extent.NewUsage(),
 	}
 	p.boots.init()
-	p.far.clear()
 	p.pub = newPublisher()
 	return p
 }

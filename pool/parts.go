@@ -71,8 +71,11 @@ func (r *partRead) next(ctx context.Context) bool {
 	return true
 }
 
-// wait is the next answer; late says that there was none for a while.
+// wait is the next answer; late says that there was none for a while. Of what is ready at once the end comes first.
 func (r *partRead) wait(ctx context.Context) (a partAnswer, late bool, err error) {
+	if ctx.Err() != nil {
+		return a, false, ctx.Err()
+	}
 	t := time.NewTimer(partReadHedge)
 	defer t.Stop()
 	select {

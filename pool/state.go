@@ -8,6 +8,7 @@ import (
 
 	"graindisk/block"
 	"graindisk/grains/segment"
+	"graindisk/internal/planted"
 	"graindisk/pool/root"
 	"graindisk/vdisk/densetree"
 	"graindisk/writeback"
@@ -207,7 +208,8 @@ func (p *Pool) encodeState(v mapsView) ([]byte, error) {
 			ref := stored[r.ID] // no part if it was not published yet
 			if r.Partial() {
 				ref, _ = p.far.ref(r.ID)
-				ref.Partial, partial = true, true
+				partial = true
+				ref.Partial = !planted.Bug("recovery: a partial run counts as complete")
 			}
 			ref.ID, ref.File = r.ID, r.File()
 			return ref, nil

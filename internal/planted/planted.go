@@ -20,10 +20,11 @@ type Plant struct {
 // Catalogue lists all plants.
 var Catalogue = []Plant{
 	{"recovery: horizon too high", "pool/recover.go", "records above the horizon are taken for published"},
-	{"recovery: caught-up cut not on record", "pool/recover.go", "a cut read from the targets is applied, and the next one is recorded on top of it"},
+	{"recovery: caught-up cut not on record", "pool/catchup.go", "a cut read from the targets is applied, and the next one is recorded on top of it"},
 	{"claim: epoch not on record", "pool/open.go", "the targets hear of an epoch that the tier does not know"},
 	{"root: maps of a copy that was never committed", "pool/open.go", "a fresh host builds on the copy it surveyed, not on what its claim adopted"},
 	{"cut: on record before the root", "pool/cut.go", "the tier says that a cut is published before it is"},
+	{"recovery: a partial run counts as complete", "pool/state.go", "a restart takes a file that lacks pages of a map for all of it"},
 	{"cut: unmaps after the blocks", "pool/cut.go", "an unmap hides what was written after it in the same cut"},
 	{"reclaim: before the commit", "pool/checkpoint.go", "dead segments go while the root still names a checkpoint that has them"},
 	{"reclaim: a segment one checkpoint still names", "pool/reclaim.go", "only the newest checkpoint counts when segments go"},
