@@ -118,6 +118,7 @@ func (c poolCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(descSlots, float64(p.Tier.Busy), p.Name, "busy")
 		gauge(descSlots, float64(p.Tier.Clean), p.Name, "clean")
 		collectReads(ch, p.Reads, p.Name)
+		collectSpace(ch, p.Space, p.Name)
 		for _, t := range p.Targets {
 			gauge(descAvoided, b2f(t.Avoided), p.Name, t.Name)
 			if t.Health != nil {
