@@ -44,6 +44,12 @@ func Describe(w io.Writer, part []byte) error {
 		fmt.Fprintf(w, "table        in part %d, %d bytes, crc %08x\n", t.Part, t.Bytes, t.CRC)
 	}
 	describeTable(w, s.Disks, s.Segments)
+	if s.Gone != nil {
+		fmt.Fprintf(w, "gone         by cut %d: cuts %v, segments %v\n", s.GoneCut, s.Gone.Cuts, s.Gone.Segments)
+	}
+	for _, d := range s.Doomed {
+		fmt.Fprintf(w, "doomed       %s, left out by checkpoint %d/%d, released at %d ms\n", d.name(), d.By.Epoch, d.By.N, d.Since)
+	}
 	for _, r := range s.Usage {
 		fmt.Fprintf(w, "usage        at %d of part %d of checkpoint %d/%d, %d bytes\n", r.Off, r.Part, r.Epoch, r.N, r.Len)
 	}
@@ -53,6 +59,9 @@ func Describe(w io.Writer, part []byte) error {
 func describeTable(w io.Writer, disks []diskState, segments []segment.Info) {
 	for _, d := range disks {
 		fmt.Fprintf(w, "disk         %d %q, %d bytes, %d runs\n", d.Disk, d.Meta.Name, d.Meta.SizeBytes, len(d.Runs))
+		if d.Meta.Flags&segment.DiskDeleted != 0 {
+			fmt.Fprintf(w, "  deleted    at %d s, dropped: %v\n", d.Meta.DeletedAt, d.Meta.Flags&segment.DiskDropped != 0)
+		}
 		if len(d.Boot) > 0 {
 			p, err := bootprofile.Decode(d.Boot)
 			fmt.Fprintf(w, "  boot       %d ranges, %d bytes%s\n", len(p.Ranges), p.Blocks()*block.Size, because(err))

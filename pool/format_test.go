@@ -66,6 +66,28 @@ func sampleManifest(t testing.TB) []byte {
 	return encodePart(3, 2, 0, b)
 }
 
+// sampleReclaim is a manifest with what is to be deleted, and a deleted disk.
+func sampleReclaim(t testing.TB) []byte {
+	s := sampleSnapshot()
+	s.Format = snapshotFormatMax
+	s.Disks[1].Meta = segment.DiskMeta{Name: "vm2", SizeBytes: 1 << 20, Flags: segment.DiskDeleted, DeletedAt: 1_700_000_000}
+	info := sampleInfo(5)
+	s.Doomed = []doomed{
+		{Segment: &info, By: ckptID{3, 2}, Since: 1_700_000_000_123}, {Key: partKey(2, 9, 1, 0), Target: 2, Since: 1_700_000_000_456},
+	}
+	s.Gone = &segment.Gone{Cuts: []segment.CutGap{{First: 2, Last: 3, PrevCRC: 7}}, Segments: []segment.SegmentRun{{First: 1, Last: 6}}}
+	s.GoneCut = 16
+	b, _, err := s.split(2, 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	back, err := decodeSnapshot(b)
+	if err != nil || !reflect.DeepEqual(back, s) {
+		t.Fatalf("decodes to %+v %v", back, err)
+	}
+	return encodePart(3, 2, 0, b)
+}
+
 // sampleTables is a manifest and its tables, of three rows each.
 func sampleTables(t testing.TB) (parts [][]byte) {
 	m, tables, err := sampleSnapshot().split(2, 3)
@@ -146,7 +168,7 @@ func TestGoldenCheckpointParts(t *testing.T) {
 	}
 	tables := sampleTables(t)
 	for name, b := range map[string][]byte{
-		"manifest.ckpt": sampleManifest(t), "runs.ckpt": sampleRuns(t), "tables.ckpt": tables[0], "table.ckpt": tables[1], "usage.ckpt": sampleUsage(t),
+		"manifest.ckpt": sampleManifest(t), "manifest-reclaim.ckpt": sampleReclaim(t), "runs.ckpt": sampleRuns(t), "tables.ckpt": tables[0], "table.ckpt": tables[1], "usage.ckpt": sampleUsage(t),
 		"manifest-v1.ckpt": v1("manifest-v1.ckpt"), "runs-v1.ckpt": v1("runs-v1.ckpt"),
 	} {
 		b = golden(t, name, b)

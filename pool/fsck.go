@@ -59,13 +59,13 @@ func (p *Pool) Fsck(ctx context.Context, orphans, reclaim bool) (FsckReport, err
 	return r, nil
 }
 
-// findOrphans lists the segments on the targets. Those of this epoch are left alone: they may be on their way. Of older
-// epochs nothing can come to be named any more.
+// findOrphans lists the segments on the targets. Those of this process's epochs are left alone: they may be on their
+// way. Of older ones nothing can come to be named any more.
 func (p *Pool) findOrphans(ctx context.Context, r *FsckReport, reclaim bool) error {
 	if !p.isClaimed() {
 		return errors.New("the pool is not claimed yet; try again once its targets answer")
 	}
-	epoch := p.epoch.Load()
+	epoch := p.firstEpoch.Load()
 	r.Orphans = 0
 	for _, m := range p.value().Cfg.Members {
 		store, ok := p.store(m.ID)

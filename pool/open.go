@@ -477,6 +477,7 @@ func (p *Pool) claim(ctx context.Context, o root.ClaimOptions) error {
 		p.mapsMu.Lock()
 		defer p.mapsMu.Unlock()
 		p.raiseEpoch(b.Epoch)
+		p.firstEpoch.CompareAndSwap(0, b.Epoch)
 		p.mu.Lock()
 		p.val.State = root.Held // claimed, or as good as: replaying the record says so too
 		p.mu.Unlock()

@@ -322,12 +322,13 @@ type Pool struct {
 	fence       atomic.Pointer[Fence]
 	quarantines []Quarantine // as of the open
 
-	uuid      uuid.UUID
-	logID     writeback.UUID
-	slotBytes int64 // of the tier, noted in the log it holds; 0 if not
-	epoch     atomic.Uint64
-	ops       chan struct{} // holds a token while an operation on a disk is under way: one at a time
-	segMu     turn.Lock     // one segment number is drawn at a time
+	uuid       uuid.UUID
+	logID      writeback.UUID
+	slotBytes  int64 // of the tier, noted in the log it holds; 0 if not
+	epoch      atomic.Uint64
+	firstEpoch atomic.Uint64 // that this process claimed; what it packs is of this one or a later one
+	ops        chan struct{} // holds a token while an operation on a disk is under way: one at a time
+	segMu      turn.Lock     // one segment number is drawn at a time
 
 	buffers    *segment.Buffers
 	foreground foreground

@@ -7,6 +7,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -64,6 +66,26 @@ func (r *running) do(want int, word string, args ...string) string {
 	return stdout
 }
 
+// metrics asks the admin socket.
+func (r *running) metrics(dir string) string {
+	r.t.Helper()
+	c := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", filepath.Join(dir, "admin.sock"))
+	}}}
+	defer c.CloseIdleConnections()
+	resp, err := c.Get("http://gateway/metrics")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return string(b)
+}
+
 func TestDisksComeAndGo(t *testing.T) {
 	dir := t.TempDir()
 	text := fmt.Sprintf("data: %s\ntier: {size: 512MiB, ram: 32MiB}\npools:\n  main:\n    stripe: {data: 1, parity: 0}\n    targets: [{name: t, local: {dir: %s/t}}]\n"+
@@ -95,6 +117,9 @@ func TestDisksComeAndGo(t *testing.T) {
 	g.do(exitDone, "2MiB", "disk", "resize", "vm8", "2MiB")
 	g.do(exitFailed, "--shrink", "disk", "resize", "vm8", "1MiB")
 	g.do(exitDone, "1MiB", "disk", "resize", "vm8", "1MiB", "--shrink")
+	if m := g.metrics(dir); !strings.Contains(m, `gateway_pool_space_bytes{kind="doomed",pool="main"} 0`) || !strings.Contains(m, `gateway_pool_reclaimed_bytes_total{pool="main"} 0`) {
+		t.Errorf("metrics:\n%s", m)
+	}
 	g.do(exitDone, "0 too low", "pool", "fsck", "main", "--orphans")
 	g.do(exitNoSuch, "no such pool", "pool", "fsck", "x")
 	g.do(exitUsage, "--orphans", "pool", "fsck", "main", "--reclaim")

@@ -119,6 +119,7 @@ func (c poolCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(descSlots, float64(p.Tier.Clean), p.Name, "clean")
 		collectReads(ch, p.Reads, p.Name)
 		collectScrub(ch, p.Scrub, p.Name)
+		collectSpace(ch, p.Space, p.Name)
 		for _, t := range p.Targets {
 			gauge(descAvoided, b2f(t.Avoided), p.Name, t.Name)
 			if t.Health != nil {

@@ -45,6 +45,7 @@ func FuzzDecodeCutRecord(f *testing.F) {
 	f.Add(sampleCut(4).Append(nil))
 	f.Add((&CutRecord{Cut: 1}).Append(nil))
 	f.Add((&CutRecord{Cut: 12, Gone: sampleGone()}).Append(nil))
+	f.Add(deletedCut().Append(nil))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		b = withCRC(b)
 		r, err := DecodeCutRecord(b)

@@ -120,6 +120,9 @@ func (p *printer) cut(c *CutRecord, crc uint32) {
 	for _, d := range c.Disks {
 		if m := d.Meta; m != nil {
 			p.line("  disk %d is %q, %d bytes, flags %#x, parent %d, base %d", d.Disk, m.Name, m.SizeBytes, m.Flags, m.Parent, m.BaseVersion)
+			if m.DeletedAt != 0 {
+				p.line("    deleted at %d s", m.DeletedAt)
+			}
 		}
 		for _, u := range d.Unmaps {
 			p.line("  disk %d unmap %d blocks at %d", d.Disk, u.Blocks, u.LBA)
