@@ -80,6 +80,7 @@ var rows = []struct {
 	{"recover", (*bench).recover},
 	{"outage", (*bench).outage},
 	{"wear", (*bench).wear},
+	{"scrub", (*bench).scrub},
 	{"seqwrite", (*bench).seqWrite},
 	{"upload", (*bench).upload},
 	{"reopen", (*bench).reopen},

@@ -32,6 +32,65 @@ type s3Server struct {
 	changed chan struct{} // closed when net changes
 	objects map[string]s3Object
 	puts    int
+	lines   map[string]*line // by bucket: what it reads through; nil = without delay
+}
+
+// A line delays what is read through it: each answer begins after latency, and all share the rate evenly.
+type line struct {
+	latency time.Duration
+	rate    float64 // bytes per second
+
+	mu   sync.Mutex
+	next time.Time // when it is free
+}
+
+// slowWriter sends the body of an answer through a line.
+type slowWriter struct {
+	http.ResponseWriter
+	l *line
+}
+
+func (w slowWriter) Write(p []byte) (n int, err error) {
+	const piece = 16 << 10
+	for n < len(p) && err == nil {
+		part := p[n:min(n+piece, len(p))]
+		w.l.mu.Lock()
+		now := time.Now()
+		if w.l.next.Before(now) {
+			w.l.next = now
+		}
+		wait := w.l.next.Sub(now)
+		w.l.next = w.l.next.Add(time.Duration(float64(len(part)) / w.l.rate * float64(time.Second)))
+		w.l.mu.Unlock()
+		time.Sleep(wait)
+		var m int
+		m, err = w.ResponseWriter.Write(part)
+		n += m
+	}
+	return n, err
+}
+
+// setLines puts lines before buckets.
+func (s *s3Server) setLines(lines map[string]*line) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lines = lines
+}
+
+// serveSlowly answers a read through the bucket's line; false if that is none of its requests.
+func (s *s3Server) serveSlowly(w http.ResponseWriter, r *http.Request) bool {
+	bucket, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
+	s.mu.Lock()
+	o, have := s.objects[r.URL.Path]
+	l := s.lines[bucket]
+	s.mu.Unlock()
+	if l == nil || !have || r.Method != http.MethodGet && r.Method != http.MethodHead {
+		return false
+	}
+	time.Sleep(l.latency)
+	w.Header().Set("ETag", o.etag)
+	http.ServeContent(slowWriter{w, l}, r, "", time.Time{}, bytes.NewReader(o.body))
+	return true
 }
 
 type s3Object struct {
@@ -82,6 +141,9 @@ func (s *s3Server) pass(r *http.Request) bool {
 // ServeHTTP implements http.Handler.
 func (s *s3Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !s.pass(r) {
+		return
+	}
+	if s.serveSlowly(w, r) {
 		return
 	}
 	body, err := io.ReadAll(r.Body)

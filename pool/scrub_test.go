@@ -310,36 +310,32 @@ func (w *scrubWorld) other(v victim) []byte {
 	return []byte("{}")
 }
 
-// TestADryScrubChangesNothing damages objects of every kind, all of which another scrub repairs.
+// TestADryScrubChangesNothing damages objects of every kind, which another scrub repairs.
 func TestADryScrubChangesNothing(t *testing.T) {
 	w := newScrubWorld(t)
-	r := w.rig(t, nil)
-	r.open(true)
-	hurt := int64(0)
-	for _, v := range append(groups(w.victims(t))[0], groups(w.victims(t))[1]...) {
-		if r.memory[v.target].Damage(v.key, func(b []byte) []byte { return b[:len(b)-1] }) {
-			hurt++
+	for _, vs := range groups(w.victims(t))[:2] { // the root is one of them
+		r := w.rig(t, nil)
+		r.open(true)
+		for _, v := range vs {
+			r.memory[v.target].Damage(v.key, func(b []byte) []byte { return b[:len(b)-1] })
 		}
-	}
-	var before []map[string][]byte
-	for _, m := range r.memory {
-		before = append(before, m.Objects())
-	}
-	rep := r.scrub(ScrubOptions{DryRun: true})
-	if rep.Damaged != hurt || rep.Repaired != 0 || !errors.Is(rep.Err(), ErrUnrepaired) {
-		t.Errorf("%d objects hurt, scrub says %+v: %v", hurt, rep, rep.Err())
-	}
-	for i, m := range r.memory {
-		if !maps.EqualFunc(before[i], m.Objects(), bytes.Equal) {
-			t.Errorf("target %d changed", i)
+		var before []map[string][]byte
+		for _, m := range r.memory {
+			before = append(before, m.Objects())
 		}
-	}
-	// A damaged root keeps a scrub from repairing anything else there, but it is repaired itself.
-	for range 2 {
-		rep = r.scrub(ScrubOptions{})
-	}
-	if rep.Err() != nil {
-		t.Errorf("two scrubs later: %+v", rep)
+		rep := r.scrub(ScrubOptions{DryRun: true})
+		if rep.Damaged != int64(len(vs)) || rep.Repaired != 0 || !errors.Is(rep.Err(), ErrUnrepaired) {
+			t.Errorf("%v hurt, scrub says %+v: %v", vs, rep, rep.Err())
+		}
+		for i, m := range r.memory {
+			if !maps.EqualFunc(before[i], m.Objects(), bytes.Equal) {
+				t.Errorf("%v hurt, target %d changed", vs, i)
+			}
+		}
+		if rep = r.scrub(ScrubOptions{}); rep.Repaired != int64(len(vs)) || rep.Err() != nil {
+			t.Errorf("%v hurt, another scrub says %+v", vs, rep)
+		}
+		r.abandon()
 	}
 }
 

@@ -263,7 +263,8 @@ func (s *scrubber) copies(ctx context.Context, id partID, check func([]byte) err
 		}
 		unreadHere := false
 		for _, o := range objs {
-			if _, err := strconv.ParseUint(o.Key[len(prefix):], 10, 8); err != nil {
+			no, ok := strings.CutPrefix(o.Key, prefix)
+			if _, err := strconv.ParseUint(no, 10, 8); !ok || err != nil {
 				continue
 			}
 			c := s.copy(ctx, t, o.Key, id, check)

@@ -179,6 +179,9 @@ func TestAnEmptiedTargetIsNotFilledByReads(t *testing.T) {
 		for _, key := range r.memory[1].Keys() {
 			t.Errorf("%s was put at a target that may be another", key)
 		}
+		if n := r.pool.Status().Scrub.ReadBytes; n > 0 {
+			t.Errorf("%d bytes were read for nothing", n)
+		}
 		r.abandon()
 	})
 }
