@@ -229,7 +229,10 @@ func (p *Pool) putPart(ctx context.Context, epoch, n uint64, part int, body []by
 			if len(on) > int(m) {
 				break
 			}
-			store, _ := p.store(t)
+			store, ok := p.store(t)
+			if !ok { // replaced a moment ago
+				continue
+			}
 			if err := p.judge(ctx, t, putShard(ctx, store, partKey(epoch, n, part, len(on)), obj)); err != nil {
 				errs = append(errs, err)
 				continue

@@ -78,7 +78,7 @@ func (p *Pool) Close(ctx context.Context) error {
 // release checkpoints both sides, so that whoever opens next has little to read, and says in the root
 // that nobody owns the pool.
 func (p *Pool) release(ctx context.Context) error {
-	if p.value().Cut > 0 && len(p.value().Cuts) > p.o.CheckpointCuts/8 {
+	if v := p.value(); v.Cut > 0 && (len(v.Cuts) > p.o.CheckpointCuts/8 || len(p.repair.notPublished()) > 0) {
 		if err := p.publishCheckpoint(ctx); err != nil {
 			return err
 		}

@@ -121,7 +121,7 @@ var crashKinds = []string{
 	"histories with far maps", "lives with far maps", "lives that ended with far maps", "I1 states compared with far maps",
 	"local checkpoints between cuts", "stripes of several data shards", "lives with a target away", "lives with two targets away", "lives with a target that garbles",
 	"requests that arrived twice", "power cut at write:slot-", "power cut at sync:slot-", "power cut at write:meta-",
-	"power cut at sync:meta-", "power cut at write:ckpt-A",
+	"power cut at sync:meta-", "power cut at write:ckpt-A", "targets lost for good", "targets refilled", "shards restored",
 }
 
 // crashSeed is the seed to begin with, and whether it was given.
@@ -350,8 +350,9 @@ func (w *world) work() (dead bool, err error) {
 		w.squeeze()
 	}
 	w.note("%d clients, %d steps each", n, steps)
-	errs := make([]error, n)
+	errs := make([]error, n+1)
 	var wg sync.WaitGroup
+	w.loseTarget(ctx, &wg, &errs[n])
 	for i := range n {
 		c := &client{w: w, p: w.p, rng: rand.New(rand.NewPCG(w.rng.Uint64(), 2)), name: fmt.Sprintf("client-%d", i), creates: i == 0, alone: n == 1}
 		wg.Go(func() {

@@ -83,6 +83,10 @@ type world struct {
 	grace  time.Duration // of deleting
 	tight  bool          // checkpoints, local and published, come often, and publications are recorded in pieces
 
+	// In some histories targets are lost for good, one after another, each once the one before is refilled.
+	lossRng *rand.Rand // nil in the others
+	emptied int        // the target that was lost and is not whole again yet; -1 is none
+
 	p      *Pool
 	life   *life
 	loss   loss // since the disks were last checked
@@ -161,6 +165,9 @@ func (w *world) newLife(calm bool) *life {
 		l.liar = w.rng.IntN(crashTargets)
 		w.stats.inc("lives with a target that garbles")
 	}
+	if w.emptied >= 0 { // what is lost and what is garbled on its way are more than parity is for
+		l.liar = -1
+	}
 	l.quiet(false)
 	return l
 }
@@ -207,7 +214,7 @@ func (l *life) before(op, key string) error {
 
 func newWorld(seed uint64, sched *crashtest.Sched, tr *trace, stats *crashStats) (*world, error) {
 	w := &world{
-		sched: sched, rng: rand.New(rand.NewPCG(seed, 1)), model: crashtest.NewModel(), exact: map[uint64][][]byte{}, stats: stats, trace: tr,
+		emptied: -1, sched: sched, rng: rand.New(rand.NewPCG(seed, 1)), model: crashtest.NewModel(), exact: map[uint64][][]byte{}, stats: stats, trace: tr,
 	}
 	for i := range w.stores {
 		w.stores[i] = newGuarded(fmt.Sprintf("target-%d", i), w.rng.Uint64(), stats)
@@ -236,6 +243,9 @@ func newWorld(seed uint64, sched *crashtest.Sched, tr *trace, stats *crashStats)
 		d := &crashDisk{id: block.DiskID(i + 1), blocks: w.shape.blocks + w.rng.IntN(2*w.shape.blocks)}
 		w.disks = append(w.disks, d)
 		w.model.AddDisk(d.id, d.blocks*sectorsPerBlock)
+	}
+	if rng := rand.New(rand.NewPCG(seed, 9)); rng.IntN(5) == 0 { // of its own: the other histories stay as they were
+		w.lossRng = rng
 	}
 	w.life = w.newLife(true)
 	return w, Create(w.life.ctx, w.options(w.fs, w.life))

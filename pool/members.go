@@ -26,8 +26,8 @@ import (
 
 // What a change of members is refused for.
 var (
-	// ErrTargetInUse means that the place holds a copy of the root of this pool.
-	ErrTargetInUse = errors.New("the place holds a copy of this pool's root")
+	// ErrTargetInUse means that the place holds the copy of the root of a member.
+	ErrTargetInUse = errors.New("the place holds a member's copy of this pool's root")
 	// ErrNoTarget means that the pool has no such target.
 	ErrNoTarget = errors.New("no such target")
 )
@@ -53,7 +53,7 @@ type memberAnswer struct {
 }
 
 // ReplaceTarget makes the place configured under name a new member of the pool, in the stead of the one that
-// was lost there. The place must answer and hold neither a copy of this pool's root nor anything of another
+// was lost there. The place must answer and hold neither a member's copy of this pool's root nor anything of another
 // pool. It needs a majority of the other copies. If ctx ends first, the change may still be made.
 func (p *Pool) ReplaceTarget(ctx context.Context, name string) (TargetChange, error) {
 	return p.askForMember(ctx, name, false)
@@ -238,8 +238,9 @@ func (p *Pool) awaitPlace(ctx context.Context, s backend.Store) error {
 	}
 }
 
-// checkPlace refuses a place that cannot become a new member: one that does not answer, that holds a copy of the
-// root of this pool, or anything of another pool. The seed of an attempt before is not in the way.
+// checkPlace refuses a place that cannot become a new member: one that does not answer, that holds the copy of a
+// member, or anything of another pool. What an attempt before has left, or a member of former times, is not in the
+// way: Seed takes the place of its copy of the root, and shards there are as good as ever.
 func (p *Pool) checkPlace(ctx context.Context, s backend.Store) error {
 	body, _, err := s.Get(ctx, root.Key, rootBytesMax)
 	if errors.Is(err, backend.ErrNotFound) {
@@ -258,8 +259,6 @@ func (p *Pool) checkPlace(ctx context.Context, s backend.Store) error {
 		return fmt.Errorf("%s holds pool %s: %w; give it an empty place or its own prefix", s, c.Pool, ErrNotEmpty)
 	case member:
 		return fmt.Errorf("%s is target %d, with its data: %w; nothing is to be replaced, and \"gateway pool repair\" restores what it lacks", s, m.ID, ErrTargetInUse)
-	case !c.Seeded():
-		return fmt.Errorf("%s was a target of this pool before (member %s): %w; empty it first", s, c.Member, ErrTargetInUse)
 	}
 	return nil
 }

@@ -103,11 +103,13 @@ func (r *repairer) notPublished() []block.SegmentID {
 	return ids
 }
 
-// stored takes note of segments that came into the pool.
-func (r *repairer) stored(infos []segment.Info) {
+// lookAfter takes note of segments that came into the pool. They may lack shards from the start, or have been
+// stored, in part, on a target that was replaced before the cut was committed.
+func (p *Pool) lookAfter(infos []segment.Info) {
+	members := dataMembers(p.value().Cfg)
 	for _, i := range infos {
-		if slices.Contains(i.Targets, 0) {
-			r.look.Store(true)
+		if len(lostShards(i, members)) > 0 {
+			p.repair.look.Store(true)
 		}
 	}
 }
@@ -462,8 +464,12 @@ func (p *Pool) publishPlaces(ctx context.Context) (bool, error) {
 	}
 	if p.repair.weak.Load() {
 		weak, err := p.checkpointWeak(ctx)
-		if err != nil {
-			return false, err
+		for wait := backoff(0); err != nil; wait = wait.next() {
+			p.o.Log.Warn("published checkpoint not looked through, trying again", "pool", p.o.Name, "err", err)
+			if serr := wait.sleep(ctx); serr != nil {
+				return false, serr
+			}
+			weak, err = p.checkpointWeak(ctx)
 		}
 		if weak {
 			want = wantWholeCheckpoint

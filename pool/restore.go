@@ -189,10 +189,25 @@ func (p *Pool) intactShards(ctx context.Context, info segment.Info, but int) ([]
 	return objects, nil
 }
 
+// damageReads is how many times a shard is read before it counts as damaged: bytes may be hurt on their way.
+const damageReads = 3
+
 // wholeShard reads one shard and checks every byte of it, and that it is the one asked for.
-func (p *Pool) wholeShard(ctx context.Context, info segment.Info, shard int) ([]byte, error) {
+func (p *Pool) wholeShard(ctx context.Context, info segment.Info, shard int) (b []byte, err error) {
+	for range damageReads {
+		if b, err = p.readWhole(ctx, info, shard); !errors.Is(err, segment.ErrDamaged) {
+			break
+		}
+	}
+	return b, err
+}
+
+func (p *Pool) readWhole(ctx context.Context, info segment.Info, shard int) ([]byte, error) {
 	t := info.Targets[shard]
-	store, _ := p.store(t)
+	store, ok := p.store(t)
+	if !ok {
+		return nil, fmt.Errorf("target %s: %w", p.targetName(t), ErrNoTarget)
+	}
 	gctx, cancel := context.WithTimeout(ctx, restoreTimeout)
 	defer cancel()
 	b := make([]byte, info.ObjectBytes())

@@ -243,4 +243,15 @@ func TestAPlaceIsKnownAfterACrash(t *testing.T) {
 	r.open(false)
 	check("by the local checkpoint")
 	r.expect(r.disk("d", testDisk), model)
+	if err := r.pool.Close(context.Background()); err != nil { // which leaves nothing that another host would not know
+		t.Fatal(err)
+	}
+	r.newHost()
+	r.open(false)
+	for id, want := range moved {
+		if now, _ := r.pool.segmentInfo(id); !slices.Equal(now.Targets, want) {
+			t.Errorf("on another host segment %d is on %v, want %v", id, now.Targets, want)
+		}
+	}
+	r.expect(r.disk("d", testDisk), model)
 }

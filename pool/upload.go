@@ -174,7 +174,11 @@ func (p *Pool) putShards(ctx context.Context, s *segment.Sealed) (segment.Info, 
 			p.foreground.yield(ctx, yieldMax-time.Since(begin))
 		}
 		wg.Go(func() {
-			store, _ := p.store(t)
+			store, ok := p.store(t)
+			if !ok { // replaced since the bank was filled
+				errs[i] = fmt.Errorf("target %s: %w", p.targetName(t), ErrNoTarget)
+				return
+			}
 			errs[i] = p.judge(ctx, t, putShard(ctx, store, s.Info.Key(i), s.Shards[i]))
 		})
 	}

@@ -83,7 +83,7 @@ func (p *Pool) sweepCache() {
 
 // addUsage takes the segments of a cut into the table.
 func (p *Pool) addUsage(infos []segment.Info, birth int64) {
-	p.repair.stored(infos)
+	p.lookAfter(infos)
 	for _, info := range infos {
 		p.usageFailed(p.usage.Add(usageOf(info, birth)))
 	}
