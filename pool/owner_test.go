@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"graindisk/backend"
 	"graindisk/backend/backendtest"
 	"graindisk/block"
 	"graindisk/pool/root"
@@ -105,6 +106,53 @@ func TestBeatsOfAMonthCostLessThanHalfADollar(t *testing.T) {
 			t.Logf("COUNT %d requests in 30 days: $%.2f", sum.Total(), cost)
 		}
 	})
+}
+
+// TestABeatNeverReplacesALaterOwners puts a beat of the next epoch, an old one and rubbish where an owner beats, and loses
+// the reply to a put of its own.
+func TestABeatNeverReplacesALaterOwners(t *testing.T) {
+	memory := backendtest.NewMemory("m")
+	store := backendtest.NewFaulty(memory, 1)
+	var rival *Beat
+	b := &beater{
+		targets: []Target{{"m", store}}, every: time.Second,
+		rival: func(r *Beat) { rival = r }, beaten: func(*Beat) {},
+	}
+	there := func(body []byte) {
+		t.Helper()
+		if _, err := store.Put(t.Context(), beatKey, body, backend.Cond{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	of := func(epoch uint64) []byte {
+		body, err := (&Beat{Pool: "p", Log: "other", Host: "there", Epoch: epoch}).encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return body
+	}
+	beat := func() error { return b.put(t.Context(), &Beat{Pool: "p", Log: "ours", Epoch: 5, Seq: b.seq + 1}) }
+	for i, before := range []func(){
+		func() {}, func() {}, func() { there(of(4)) }, func() { there([]byte("rubbish")) },
+		func() { store.Inject("put", 1, backendtest.LostReply) }, func() {},
+	} {
+		before()
+		if err := beat(); err != nil && i != 4 {
+			t.Fatalf("beat %d: %v", i, err)
+		}
+		if n, err := DecodeBeat(memory.Objects()[beatKey]); err != nil || n.Log != "ours" || n.Seq != uint64(i+1) {
+			t.Fatalf("beat %d: %+v, %v", i, n, err)
+		}
+	}
+	there(of(6))
+	for range 2 {
+		if err := beat(); !errors.Is(err, errRival) || rival == nil || rival.Epoch != 6 {
+			t.Errorf("%v, met %+v", err, rival)
+		}
+		if n, err := DecodeBeat(memory.Objects()[beatKey]); err != nil || n.Epoch != 6 {
+			t.Errorf("it was replaced: %+v, %v", n, err)
+		}
+	}
 }
 
 // TestAnOwnerBeatsWhileItCommitsNothing looks at the beat of a pool in each state.

@@ -11,7 +11,7 @@ import (
 	"graindisk/vdisk"
 )
 
-// standstill lets a test stop the tick of a pool as if the process were stopped: it stops where it reads the clock, the
+// standstill lets a test stop the tick of a pool as if the process were stopped: it stops once it has read the clocks, the
 // worst place.
 type standstill struct {
 	stopped atomic.Pointer[chan struct{}]
@@ -19,10 +19,11 @@ type standstill struct {
 }
 
 func (s *standstill) boot() time.Duration {
+	now := time.Since(time.Unix(0, 0)) + time.Duration(s.asleep.Load())
 	if c := s.stopped.Load(); c != nil {
 		<-*c
 	}
-	return time.Since(time.Unix(0, 0)) + time.Duration(s.asleep.Load())
+	return now
 }
 
 func (s *standstill) stop() (goOn func()) {
