@@ -195,14 +195,14 @@ const damageReads = 3
 // wholeShard reads one shard and checks every byte of it, and that it is the one asked for.
 func (p *Pool) wholeShard(ctx context.Context, info segment.Info, shard int) (b []byte, err error) {
 	for range damageReads {
-		if b, err = p.readWhole(ctx, info, shard); !errors.Is(err, segment.ErrDamaged) {
+		if b, err = p.readShardOnce(ctx, info, shard); !errors.Is(err, segment.ErrDamaged) {
 			break
 		}
 	}
 	return b, err
 }
 
-func (p *Pool) readWhole(ctx context.Context, info segment.Info, shard int) ([]byte, error) {
+func (p *Pool) readShardOnce(ctx context.Context, info segment.Info, shard int) ([]byte, error) {
 	t := info.Targets[shard]
 	store, ok := p.store(t)
 	if !ok {
