@@ -150,7 +150,13 @@ func (w *world) checkCut(last segment.Info) error {
 	if err := w.checkShards("I3", last); err != nil {
 		return err
 	}
-	rec, _, err := segment.ReadCut(context.Background(), func(t block.TargetID) (segment.Store, bool) { return w.stores[t-1].Memory, true }, last)
+	at := func(t block.TargetID) (segment.Store, bool) {
+		if g := w.storeOf(t); g != nil {
+			return g.Memory, true
+		}
+		return nil, false
+	}
+	rec, _, err := segment.ReadCut(context.Background(), at, last)
 	if err != nil {
 		return err
 	}
