@@ -266,11 +266,15 @@ func s3Options(c *config.S3) (s3.Options, error) {
 	return o, nil
 }
 
-// close publishes and releases every pool.
+// close publishes and releases every pool. One that is being released by request is waited for.
 func (g *gateway) close(ctx context.Context) error {
 	g.work.Close()
+	g.onDrop.Lock()
+	pools := g.all()
+	g.pools.Store(new(map[string]*pool.Pool)) // for requests that come too late
+	g.onDrop.Unlock()
 	var eg errgroup.Group
-	for _, p := range g.all() {
+	for _, p := range pools {
 		eg.Go(func() error { return p.Close(ctx) })
 	}
 	return eg.Wait()
