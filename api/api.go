@@ -88,7 +88,6 @@ type Gateway interface {
 	CreateDisk(ctx context.Context, d NewDisk) (pool.DiskInfo, error)
 	Pools() []pool.Status
 	Pool(name string) (pool.Status, error)
-	scrubber
 }
 
 const bodyBytesMax = 1 << 20
@@ -107,7 +106,9 @@ func Handler(g Gateway, metrics http.Handler) http.Handler {
 	mux.HandleFunc("POST /v1/disks", func(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusCreated)(createDisk(g, w, r))
 	})
-	handleScrub(mux, g)
+	if s, ok := g.(Scrubber); ok {
+		handleScrub(mux, s)
+	}
 	if metrics != nil {
 		mux.Handle("GET /metrics", metrics)
 	}
