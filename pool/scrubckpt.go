@@ -86,8 +86,7 @@ func (p *Pool) renewIfAsked(ctx context.Context) error {
 	if !p.scrubs.anew.CompareAndSwap(true, false) {
 		return nil
 	}
-	p.setStored(map[uint64]runRef{})
-	p.pub.ckpt.old = false
+	p.pub.ckpt.runs, p.pub.ckpt.old = nil, false // readers go on with the older parts, as far as they are good
 	return p.publishCheckpoint(ctx)
 }
 
