@@ -115,7 +115,6 @@ type Gateway interface {
 	Pools() []pool.Status
 	Pool(name string) (pool.Status, error)
 	DiskOperator
-	scrubber
 	// ReleasePool publishes all of a pool, ends serving it and gives it up; ErrNoPool if it is not served.
 	ReleasePool(ctx context.Context, name string) (pool.Status, error)
 }
@@ -140,7 +139,9 @@ func Handler(g Gateway, metrics http.Handler) http.Handler {
 	if w, ok := g.(Worker); ok {
 		handleWork(mux, w)
 	}
-	handleScrub(mux, g)
+	if s, ok := g.(Scrubber); ok {
+		handleScrub(mux, s)
+	}
 	mux.HandleFunc("POST /v1/pools/{name}/release", func(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusOK)(g.ReleasePool(r.Context(), r.PathValue("name")))
 	})

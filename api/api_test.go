@@ -53,39 +53,6 @@ func (*fakeGateway) Pool(name string) (pool.Status, error) {
 	return pool.Status{Name: "main", Epoch: 7}, nil
 }
 
-// Scrub waits for ctx if the rate is 13.
-func (*fakeGateway) Scrub(ctx context.Context, name string, r ScrubRequest) (pool.ScrubReport, error) {
-	if name != "main" {
-		return pool.ScrubReport{}, fmt.Errorf("pool %s: %w", name, ErrNoPool)
-	}
-	if r.BytesPerSecond == 13 {
-		scrubSteps <- "begun"
-		<-ctx.Done()
-		scrubSteps <- "ended"
-		return pool.ScrubReport{}, ctx.Err()
-	}
-	return pool.ScrubReport{Objects: r.BytesPerSecond, Lost: []pool.DamagedRange{{Disk: "vm1", LBA: 7, Blocks: 2}}}, nil
-}
-
-var scrubSteps = make(chan string)
-
-func TestAScrubEndsWithItsClient(t *testing.T) {
-	c, _ := start(t)
-	r, err := c.Scrub(context.Background(), "main", ScrubRequest{BytesPerSecond: 5})
-	if err != nil || r.Objects != 5 || len(r.Lost) != 1 || r.Lost[0] != (pool.DamagedRange{Disk: "vm1", LBA: 7, Blocks: 2}) {
-		t.Errorf("%+v %v", r, err)
-	}
-	ctx, stop := context.WithCancel(context.Background())
-	ended := make(chan error)
-	go func() { ended <- second(c.Scrub(ctx, "main", ScrubRequest{BytesPerSecond: 13})) }()
-	<-scrubSteps
-	stop()
-	<-scrubSteps // at the server
-	if err := <-ended; !errors.Is(err, context.Canceled) {
-		t.Errorf("the client got %v", err)
-	}
-}
-
 func (g *fakeGateway) ReleasePool(_ context.Context, name string) (pool.Status, error) {
 	switch s, err := g.Pool(name); {
 	case err != nil:
@@ -153,7 +120,6 @@ func TestFailuresKeepTheirMeaningOverTheWire(t *testing.T) {
 	}{
 		{"a disk that is not there", second(c.Disk(ctx, "no/such?disk")), pool.ErrNoDisk},
 		{"a pool that is not there", second(c.Pool(ctx, "x")), ErrNoPool},
-		{"a scrub of a pool that is not there", second(c.Scrub(ctx, "x", ScrubRequest{})), ErrNoPool},
 		{"a pool to release that is not there", second(c.ReleasePool(ctx, "x")), ErrNoPool},
 		{"a pool to release that another has taken over", releaseFenced(ctx, c), vdisk.ErrFenced},
 		{"a name that is taken", second(c.CreateDisk(ctx, NewDisk{Name: "vm1", SizeBytes: 1})), pool.ErrExists},
@@ -192,9 +158,6 @@ func TestBadRequestsAreRefused(t *testing.T) {
 		{"PUT", "/v1/disks/vm1", "", http.StatusMethodNotAllowed},
 		{"DELETE", "/v1/disks/vm1", `{"sure":true}`, http.StatusBadRequest},
 		{"POST", "/v1/disks/vm1/resize", `{`, http.StatusBadRequest},
-		{"POST", "/v1/pools/main/scrub", `{"rate":1}`, http.StatusBadRequest},
-		{"POST", "/v1/pools/main/scrub", `{"bytes_per_second":-1}`, http.StatusBadRequest},
-		{"POST", "/v1/pools/main/scrub", "", http.StatusOK},
 		{"GET", "/v1/pools/main/release", "", http.StatusMethodNotAllowed},
 		{"GET", "/v2/disks", "", http.StatusNotFound},
 		{"GET", "/metrics", "", http.StatusOK},

@@ -18,19 +18,19 @@ type ScrubRequest struct {
 	DryRun         bool  `json:"dry_run,omitempty"`          // repair nothing
 }
 
-// scrubber is the part of Gateway that scrubs.
-type scrubber interface {
+// Scrubber is what the server needs of a gateway that scrubs. Safe for concurrent use.
+type Scrubber interface {
 	// Scrub reads everything on a pool's targets and returns when that is done, or fails when ctx ends.
 	Scrub(ctx context.Context, name string, r ScrubRequest) (pool.ScrubReport, error)
 }
 
-func handleScrub(mux *http.ServeMux, g scrubber) {
+func handleScrub(mux *http.ServeMux, g Scrubber) {
 	mux.HandleFunc("POST /v1/pools/{name}/scrub", func(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusOK)(scrub(g, w, r))
 	})
 }
 
-func scrub(g scrubber, w http.ResponseWriter, r *http.Request) (any, error) {
+func scrub(g Scrubber, w http.ResponseWriter, r *http.Request) (any, error) {
 	var q ScrubRequest
 	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, bodyBytesMax))
 	dec.DisallowUnknownFields()

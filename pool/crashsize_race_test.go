@@ -9,4 +9,4 @@ const crashHistories = 8
 const crashRepeats, crashRepeatsLeast = 1, 0
 
 // scrubWaysStep is 1 if objects are hurt in every way, n in every n-th.
-const scrubWaysStep = 3
+const scrubWaysStep = 5

@@ -150,8 +150,8 @@ func (p *Pool) newScrubber(o ScrubOptions) *scrubber {
 }
 
 // Scrub reads everything that the pool has on its targets, repairs what it can, and reports. One runs at a
-// time; the others wait. It fails only if ctx ends or the pool is closed, and then tells what it had found; see ScrubReport.Err for
-// what became of the rest.
+// time; the others wait. It fails only if ctx ends or the pool is closed, and then tells what it had found. Whether
+// all is well is ScrubReport.Err.
 func (p *Pool) Scrub(ctx context.Context, o ScrubOptions) (ScrubReport, error) {
 	s := p.newScrubber(o)
 	err := p.scrubbing(ctx, s, func(ctx context.Context) error {
@@ -297,8 +297,9 @@ func (s *scrubber) mayRepair(ctx context.Context, t block.TargetID) string {
 // roots reads every copy of the root. A damaged one may have promised something to a rival before it was
 // damaged, so it counts as down and is never written from what others say. But as long as the ETag under which
 // this register's own last put left it is still the object's, nobody has changed it since: what the copy says
-// is known, and the next commit, which puts on the condition of that ETag without reading it first, changes it from the state it is in.
-// So the root is committed once more. If the ETag has changed, the put fails, and the copy stays down.
+// is known. The next commit puts on the condition of that ETag, without reading first, so it changes the copy
+// from the very state that it is in. So the root is committed once more. If the ETag is another, by a rival's
+// put or because the damage changed it, the put fails, and the copy stays down.
 func (s *scrubber) roots(ctx context.Context) error {
 	view := s.readRoot(ctx)
 	if ctx.Err() != nil {

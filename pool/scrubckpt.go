@@ -291,7 +291,7 @@ func list(ctx context.Context, store backend.Store, prefix string) ([]backend.In
 func (s *scrubber) copy(ctx context.Context, t block.TargetID, key string, id partID, check func([]byte) error) foundCopy {
 	c := foundCopy{t: t, key: key}
 	for try := 0; ; try++ {
-		now := s.look(ctx, t, key, partBytesMax+partHeaderLen)
+		now := s.look(ctx, t, key, partBytesMax+partHeaderLen, nil)
 		sure := try > 0 && now.same(c.is)
 		c.is = now
 		if now.state != atHand || sure {

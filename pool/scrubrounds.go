@@ -18,16 +18,17 @@ import (
 
 // A gateway scrubs each of its pools in rounds of Options.ScrubPeriod. A round begins with the root and the
 // checkpoints; then its segments follow in the order of their numbers, spread evenly over the time that is
-// left, one at a time and at Options.ScrubRate at most; of a hundred segments and fewer each has a hundredth of it. Where it is, and what it
-// has found, is kept in the file "scrub" on the tier, which is written now and then, and never synced: without it the round begins anew.
+// left, one at a time and at Options.ScrubRate at most; of a hundred segments and fewer each has a hundredth
+// of it. Where it is, and what it has found, is kept in the file "scrub" on the tier, which is written now and
+// then, and never synced: without it the round begins anew.
 //
 //	0      4     6   8          16     32        40    48     56                        80                         128   132
 //	+------+-----+---+----------+------+---------+-----+------+-------------------------+--------------------------+-----+
 //	| GDSP | ver | 0 | incompat | pool | started | end | next | segments objects bytes  | found: six of ScrubCounts | crc |
 //	+------+-----+---+----------+------+---------+-----+------+-------------------------+--------------------------+-----+
 //
-// Integers are little-endian, times are seconds since 1970. started is that of the round, end that of the one before; next is the segment to
-// go on with, 0 = the round has not begun. crc is CRC32C over all before it.
+// Integers are little-endian, times are seconds since 1970. started is that of the round, end that of the one
+// before; next is the segment to go on with, 0 = the round has not begun. crc is CRC32C over all before it.
 const (
 	scrubFile    = "scrub"
 	scrubMagic   = "GDSP"

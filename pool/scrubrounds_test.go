@@ -202,16 +202,20 @@ func TestClosingEndsAScrub(t *testing.T) {
 		}
 	}
 	ended := make(chan error)
+	p := r.pool
 	go func() {
-		_, err := r.pool.Scrub(context.Background(), ScrubOptions{})
+		_, err := p.Scrub(context.Background(), ScrubOptions{})
 		ended <- err
 	}()
 	<-begun
 	go func() {
-		<-r.pool.scrubs.done
+		<-p.scrubs.done
 		close(held)
 	}()
 	r.abandon()
+	if len(p.scrubs.turn) == 0 {
+		t.Error("another scrub could begin on a closed pool")
+	}
 	if err := <-ended; err == nil || !strings.Contains(err.Error(), "closed") {
 		t.Errorf("the scrub says %v", err)
 	}

@@ -41,8 +41,9 @@ const (
 
 func (l lying) same(o lying) bool { return l.state == o.state && bytes.Equal(l.body, o.body) }
 
-// look reads an object, at most max bytes of it, piece by piece, as guests leave room.
-func (s *scrubber) look(ctx context.Context, t block.TargetID, key string, max int64) lying {
+// look reads an object, at most max bytes of it, piece by piece, as guests leave room, into memory of lent, which may be
+// nil.
+func (s *scrubber) look(ctx context.Context, t block.TargetID, key string, max int64, lent *segment.Buffers) lying {
 	store, ok := s.p.store(t)
 	if !ok {
 		return lying{state: unread, err: fmt.Errorf("target %s is not configured", s.p.targetName(t))}
@@ -61,8 +62,11 @@ func (s *scrubber) look(ctx context.Context, t block.TargetID, key string, max i
 		if err != nil {
 			continue
 		}
-		body := make([]byte, min(st.Size, max))
-		if err = s.read(ctx, store, key, body); err == nil {
+		n := min(st.Size, max)
+		body := lent.Get(n)[:n]
+		if err = s.read(ctx, store, key, body); err != nil {
+			lent.Put(body, true)
+		} else {
 			s.count(func(r *ScrubReport) { r.Bytes += int64(len(body)) })
 			return lying{state: atHand, etag: st.ETag, body: body}
 		}
@@ -92,14 +96,17 @@ func (s *scrubber) segment(ctx context.Context, id block.SegmentID) error {
 			break // deleted meanwhile
 		}
 		found, x := s.examine(ctx, info)
-		if ctx.Err() != nil {
+		now, ok := s.p.segmentRow(id)
+		again := ok && !slices.Equal(now.Targets, info.Targets) // a shard has moved
+		if ok && !again && ctx.Err() == nil {
+			s.settle(ctx, info, found, x)
+		}
+		for _, f := range found {
+			s.p.buffers.Put(f.body, true)
+		}
+		if !again {
 			break
 		}
-		if now, ok := s.p.segmentRow(id); !ok || !slices.Equal(now.Targets, info.Targets) {
-			continue // a shard has moved, or all are being deleted
-		}
-		s.settle(ctx, info, found, x)
-		break
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -112,7 +119,9 @@ func (s *scrubber) segment(ctx context.Context, id block.SegmentID) error {
 // until two answers agree: so what is found lies there.
 func (s *scrubber) examine(ctx context.Context, info segment.Info) ([]lying, *segment.Exam) {
 	found := make([]lying, info.Shards())
-	look := func(n int) lying { return s.look(ctx, info.Targets[n], info.Key(n), info.ObjectBytes()+1) }
+	look := func(n int) lying {
+		return s.look(ctx, info.Targets[n], info.Key(n), info.ObjectBytes()+1, s.p.buffers)
+	}
 	var wg sync.WaitGroup
 	for n, t := range info.Targets {
 		if t != 0 && s.p.isTarget(t) {
@@ -133,15 +142,17 @@ func (s *scrubber) examine(ctx context.Context, info segment.Info) ([]lying, *se
 			if sure[n] || found[n].state != missing && (found[n].state != atHand || x.Bad[n] == nil) {
 				continue
 			}
-			if try == scrubTries {
-				found[n] = lying{state: unread, err: fmt.Errorf("its target answers otherwise each time: %w", x.Bad[n])}
+			if try >= scrubTries {
+				s.p.buffers.Put(found[n].body, true)
+				found[n] = lying{state: unread, err: fmt.Errorf("its target answers otherwise each time: %w", errors.Join(x.Bad[n], found[n].err))}
 				again = true
 				continue
 			}
 			now := look(n)
 			if sure[n] = now.same(found[n]); !sure[n] {
-				found[n], again = now, true
+				found[n], now, again = now, found[n], true
 			}
+			s.p.buffers.Put(now.body, true)
 		}
 		if !again || ctx.Err() != nil {
 			return found, x
@@ -262,7 +273,7 @@ func (s *scrubber) putBack(ctx context.Context, t block.TargetID, key string, wa
 		pctx, cancel := context.WithTimeout(ctx, putTimeout)
 		_, err = store.Put(pctx, key, body, cond)
 		cancel()
-		now := s.look(ctx, t, key, int64(len(body))+1)
+		now := s.look(ctx, t, key, int64(len(body))+1, nil)
 		if now.state == atHand && bytes.Equal(now.body, body) { // also if only the reply was lost
 			if wanted() {
 				return nil

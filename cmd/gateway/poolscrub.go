@@ -190,7 +190,7 @@ func collectScrub(ch chan<- prometheus.Metric, s pool.ScrubStatus, name string) 
 	}
 }
 
-// Scrub implements api.Gateway.
+// Scrub implements api.Scrubber.
 func (g *gateway) Scrub(ctx context.Context, name string, q api.ScrubRequest) (pool.ScrubReport, error) {
 	p := g.all()[name]
 	if p == nil {

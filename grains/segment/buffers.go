@@ -77,7 +77,7 @@ func (p *Buffers) find(n int64) []byte {
 
 // Put takes back what Get lent. Without reuse it is left to the collector: somebody may still read it.
 func (p *Buffers) Put(b []byte, reuse bool) {
-	if p == nil || b == nil {
+	if p == nil || cap(b) == 0 {
 		return
 	}
 	p.mu.Lock()

@@ -12,12 +12,12 @@ import (
 
 // Exam is what became of comparing the objects of one stripe with what they must be. That follows from the
 // index, which any shard may give: it has a checksum of every extent, zeroes lie between them, parity is
-// that of the data, and header and trailer say nothing that is not known by then. So a shard whose checksums are right is found
-// all the same if it is not what its stripe needs, and bytes of shards that are damaged in different
-// places still serve each other.
+// that of the data, and header and trailer say nothing that is not known by then. So a shard whose checksums
+// are right is found all the same if it is not what its stripe needs, and bytes of shards that are damaged
+// in different places still serve each other.
 //
-//	index ──► extents that pass ──┬──► all of them: areas ──► parity ──► objects ──► compared byte by byte
-//	          those that do not ──┘ the same range of k others        └──► Object
+//	index ──► extents that pass ──────────────────────┬──► areas ──► parity ──► objects ──► compared
+//	          others: the same range of k other shards ┘                    └──► Object
 //	          nor so: Lost
 type Exam struct {
 	// Bad says by shard what is wrong with the object that was given; nil if nothing is, or none was given.
