@@ -104,7 +104,7 @@ func TestNewerPoolsAreRefused(t *testing.T) {
 	// A manifest has its checksum in the root.
 	newSnapshot := func(r *rig) int {
 		var was, is uint32
-		n := r.edit(inCheckpoint(`{"format":2`), func(b []byte) []byte {
+		n := r.edit(inCheckpoint(`{"format":`), func(b []byte) []byte {
 			was = block.CRC(b[partHeaderLen:])
 			copy(b[partHeaderLen:], `{"format":9`)
 			is = block.CRC(b[partHeaderLen:])
@@ -124,8 +124,8 @@ func TestNewerPoolsAreRefused(t *testing.T) {
 		"format of the root":                {edit(isRoot, replace(`"format":1`, `"format":2`)), false, false},
 		"incompat bits of the root":         {edit(isRoot, replace(`"incompat":0`, `"incompat":4`)), false, false},
 		"format of the root's value":        {edit(isRoot, replace(`"value":{"format":1`, `"value":{"format":2`)), false, false},
-		"version of the manifest":           {edit(inCheckpoint(`{"format":2`), setAt("GDCK", 4, 2, resealPart)), false, false},
-		"incompat bits of the manifest":     {edit(inCheckpoint(`{"format":2`), setAt("GDCK", 8, 1, resealPart)), false, false},
+		"version of the manifest":           {edit(inCheckpoint(`{"format":`), setAt("GDCK", 4, 2, resealPart)), false, false},
+		"incompat bits of the manifest":     {edit(inCheckpoint(`{"format":`), setAt("GDCK", 8, 1, resealPart)), false, false},
 		"format of the disk table":          {newSnapshot, false, false},
 		"version of runs of maps":           {edit(inCheckpoint("GDRN"), setAt("GDRN", 4, 9, resealPart)), true, false},
 		"incompat bits of runs of maps":     {edit(inCheckpoint("GDRN"), setAt("GDRN", 15, 0x80, resealPart)), true, false},

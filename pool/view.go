@@ -136,6 +136,7 @@ func openView(ctx context.Context, o ViewOptions) (*View, error) {
 	for _, t := range o.Targets {
 		p.o.Targets = append(p.o.Targets, Target{Name: t.Name, Store: readOnlyStore{t.Store}})
 	}
+	p.forget() // as empty as an open finds it
 	v.p = p
 	seen, err := v.readRoot(ctx)
 	if err != nil {
