@@ -121,7 +121,7 @@ type snapshot struct {
 // The first release wrote format 1, without tables and files, and reads nothing newer. Format 3 has partial runs, in
 // local checkpoints only; a snapshot without them stays of format 2.
 const (
-	snapshotFormat        = 2
+	snapshotFormat    = 2
 	snapshotFormatMax = 3
 )
 
