@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"graindisk/block"
 	"graindisk/grains/segment"
 	"graindisk/vdisk/densetree"
 )
@@ -117,14 +118,14 @@ func (f *farMaps) begin(p farPage) (wait <-chan struct{}, end func()) {
 
 // [tune]
 const (
-	farWhole   = 64 << 10  // bytes of a run that is fetched whole
-	farGap     = 64 << 10  // between two ranges that are fetched as one
-	farRange   = 1 << 20   // at most in one request, but for what is longer itself
-	farAtOnce  = 32        // requests at an open
-	farTries   = 4         // of each, before all begins anew
-	farPages   = 16        // that a lookup brings
-	farRate    = 128 << 20 // bytes per second in the background
-	farRecount = 30 * time.Second
+	farWhole   = 64 << 10        // bytes of a run that is fetched whole
+	farGap     = 64 << 10        // between two ranges that are fetched as one
+	farRange   = 1 << 20         // at most in one request, but for what is longer itself
+	farAtOnce  = 32              // requests at an open
+	farTries   = 4               // of each, before all begins anew
+	farPages   = 16              // that a lookup brings
+	farRate    = 128 << 20       // bytes per second in the background
+	farRecount = 5 * time.Minute // that a recount waits
 )
 
 // farRead reads n pages of a partial run from page no on.
@@ -188,9 +189,29 @@ func (p *Pool) bringRun(ctx context.Context, r *densetree.Run) error {
 	return r.Bring(func(no, n int) ([]byte, error) { return p.farRead(ctx, r, no, n) })
 }
 
+// lookup is Tree.Lookup that waits for pages which are not here, until ctx ends.
+func (p *Pool) lookup(ctx context.Context, t *densetree.Tree, lba block.LBA, blocks uint64, fn func(densetree.Entry) bool) error {
+	for end := lba + block.LBA(blocks); ; {
+		err := t.Lookup(lba, uint64(end-lba), func(e densetree.Entry) bool {
+			lba = e.End()
+			return fn(e)
+		})
+		pe := new(densetree.PageError)
+		if !errors.As(err, &pe) || pe.Partial() == nil {
+			return err
+		}
+		if err := p.bringPage(ctx, pe); err != nil {
+			return err
+		}
+	}
+}
+
 // needRuns returns once all of runs are complete. It waits for the targets, until ctx ends.
 func (p *Pool) needRuns(ctx context.Context, runs []*densetree.Run) error {
 	for _, r := range runs {
+		if r.Partial() && !p.knowsStores() {
+			return fmt.Errorf("run %d is on the targets: %w", r.ID, errRootNeeded)
+		}
 		for wait := backoff(0); r.Partial(); wait = wait.next() {
 			err := p.bringRun(ctx, r)
 			if err == nil {
@@ -205,6 +226,13 @@ func (p *Pool) needRuns(ctx context.Context, runs []*densetree.Run) error {
 		}
 	}
 	return nil
+}
+
+// knowsStores tells whether it is known yet which target is which member: not while a tier is read without the root.
+func (p *Pool) knowsStores() bool {
+	p.storesMu.RLock()
+	defer p.storesMu.RUnlock()
+	return len(p.stores) > 0
 }
 
 // bringMaps makes all partial runs complete, one after the other, making way for guests, until ctx ends. Then
