@@ -34,7 +34,7 @@ func (w *world) checkStored() error {
 			continue
 		}
 		var err error
-		check := func(e densetree.Entry) bool {
+		unread := p.lookup(w.life.ctx, t, 0, uint64(d.blocks), func(e densetree.Entry) bool {
 			if e.Kind != densetree.Data {
 				return true
 			}
@@ -51,11 +51,7 @@ func (w *world) checkStored() error {
 				err = w.checkShards("I2", info)
 			}
 			return err == nil
-		}
-		unread := t.Lookup(0, uint64(d.blocks), check)
-		for pe := new(densetree.PageError); errors.As(unread, &pe) && pe.Partial() != nil && p.mendMap(w.life.ctx, pe) == nil; {
-			unread = t.Lookup(0, uint64(d.blocks), check)
-		}
+		})
 		if w.fs.WasCut() {
 			return nil // maps are read from the tier
 		}

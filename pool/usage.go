@@ -185,7 +185,7 @@ func (v mapsView) stored(births extent.View) iter.Seq[extent.Segment] {
 }
 
 // CheckUsage compares the usage table with a recount of what the trees map. It fails with
-// extent.ErrDamaged if they map what is not stored.
+// extent.ErrDamaged if they map what is not stored. Maps that are not here are fetched first, for farRecount at most.
 func (p *Pool) CheckUsage() (extent.Report, error) {
 	p.mapsMu.Lock()
 	v := p.mapsNow()
