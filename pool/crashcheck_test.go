@@ -28,6 +28,14 @@ func (w *world) checkStored() error {
 		}
 	}
 	p := w.p
+	p.mu.Lock()
+	infos := slices.Collect(maps.Values(p.segments))
+	p.mu.Unlock()
+	for _, info := range infos { // what is being deleted is no longer among them
+		if err := w.checkShards("I2", info); err != nil {
+			return fmt.Errorf("the table: %w", err)
+		}
+	}
 	for _, d := range w.disks {
 		t := p.tree(d.id)
 		if t == nil {

@@ -67,7 +67,7 @@ func TestADeletedDiskCanBeHadBackUntilItIsDropped(t *testing.T) {
 		r.publish()
 		r.everyWay(func(how string) {
 			ds := r.pool.DeletedDisks(false)
-			if len(ds) != 1 || ds[0].Name != "a" || ds[0].Until != ds[0].DeletedAt+8*60 || !r.pool.WasDeleted("a") || r.pool.WasDeleted("b") {
+			if len(ds) != 1 || ds[0].Name != "a" || ds[0].Until != ds[0].DeletedAt+2*60 || !r.pool.WasDeleted("a") || r.pool.WasDeleted("b") {
 				t.Errorf("%s: deleted are %+v", how, ds)
 			}
 			if _, err := r.pool.Disk("a"); !errors.Is(err, ErrNoDisk) {
@@ -122,7 +122,7 @@ func TestDeletedDisksFreeTheTargets(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			time.Sleep(7 * time.Minute)
+			time.Sleep(100 * time.Second)
 			if r.stored("") < peak {
 				t.Error("something was deleted within the window and the grace")
 			}

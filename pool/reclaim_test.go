@@ -14,7 +14,7 @@ import (
 
 // later has what waits for the grace and the window happen: time is a bubble's.
 func later() {
-	time.Sleep(time.Hour)
+	time.Sleep(12 * time.Minute)
 	synctest.Wait()
 }
 
@@ -22,7 +22,8 @@ func reclaimRig(t *testing.T) *rig {
 	return newRig(t, func(o *Options) {
 		o.MaxDirtyAge = 30 * time.Second
 		o.CheckpointCuts = 4
-		o.DeleteGrace, o.UndeleteWindow = 16*time.Minute, 8*time.Minute
+		o.DeleteGrace, o.UndeleteWindow = 4*time.Minute, 2*time.Minute
+		o.reclaimTick, o.reclaimRound = 10*time.Second, 30*time.Second
 	})
 }
 
@@ -122,7 +123,7 @@ func TestNothingGoesBeforeTheGrace(t *testing.T) {
 			}
 			time.Sleep(10 * time.Second)
 		}
-		if took := time.Since(died); took < 16*time.Minute {
+		if took := time.Since(died); took < 4*time.Minute {
 			t.Errorf("the first object went %v after it died", took)
 		}
 		r.closed()
@@ -140,14 +141,14 @@ func TestTheGraceSurvivesRestarts(t *testing.T) {
 		}
 		before := r.stored("seg/")
 		for range 6 {
-			time.Sleep(11 * time.Minute)
+			time.Sleep(3 * time.Minute)
 			synctest.Wait()
 			r.abandon() // as kill -9
 			r.open(false)
 		}
 		synctest.Wait()
 		if after := r.stored("seg/"); after > before/2 {
-			t.Errorf("%d bytes of %d are left after an hour", after, before)
+			t.Errorf("%d bytes of %d are left after a while", after, before)
 		}
 		r.checkAll()
 		r.closed()

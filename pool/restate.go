@@ -28,7 +28,6 @@ type restatement struct {
 type goneCut struct {
 	cut     uint64
 	prevCRC uint32
-	last    block.SegmentID // held the record
 }
 
 // dying are the segments that can go; nil if they are not worth a cut. The caller holds own.
@@ -86,7 +85,7 @@ func (p *Pool) allDead(rec *segment.CutRecord, dead map[block.SegmentID]bool) bo
 
 func (w *restatement) add(rec *segment.CutRecord, last segment.Info) {
 	w.segments[last.ID] = true
-	w.cuts = append(w.cuts, goneCut{cut: rec.Cut, prevCRC: rec.PrevCRC, last: last.ID})
+	w.cuts = append(w.cuts, goneCut{cut: rec.Cut, prevCRC: rec.PrevCRC})
 	for _, ch := range rec.Disks {
 		if ch.Meta != nil {
 			w.rows[ch.Disk] = true
@@ -107,8 +106,13 @@ func (w *restatement) runs() (n int) {
 func (p *Pool) restate(rec *segment.CutRecord, limit block.SegmentID) {
 	w := p.pub.pending
 	p.pub.pending = nil
-	if w == nil || slices.ContainsFunc(w.cuts, func(c goneCut) bool { return c.last >= limit }) {
+	if w == nil {
 		return
+	}
+	for id := range w.segments { // of a cut all must be named, or none
+		if id >= limit {
+			return
+		}
 	}
 	changes := map[block.DiskID]segment.DiskChange{}
 	for _, ch := range rec.Disks {
