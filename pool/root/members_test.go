@@ -192,6 +192,10 @@ func TestSeedsAreNobodysVotes(t *testing.T) {
 			t.Errorf("absent: %+v", view.quorumError())
 		}
 
+		if n := count([]answer{{verdict: done, copy: sampleSeed()}}); n.best != nil || !n.done("m3") || n.done("m2") {
+			t.Errorf("a seed's promise counts as %+v", n)
+		}
+
 		// With the last member gone no value is left, and a pool was here all the same.
 		b.mem[0].Wipe()
 		b.mem[1].Wipe()
