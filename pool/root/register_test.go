@@ -483,7 +483,7 @@ func TestJointConfigNeedsBothMajorities(t *testing.T) {
 		}
 		ahead := v
 		ahead.Cfg = v.Cfg.Finish()
-		if err := r.Commit(t.Context(), ahead); err == nil || errors.Is(err, ErrUnknown) {
+		if err := r.Commit(b.brief(), ahead); err == nil || errors.Is(err, ErrUnknown) {
 			t.Fatalf("the end of a change whose begin is unknown: %v", err)
 		}
 		b.stores[2].SetOffline(false)
