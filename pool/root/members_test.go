@@ -192,6 +192,10 @@ func TestSeedsAreNobodysVotes(t *testing.T) {
 			t.Errorf("absent: %+v", view.quorumError())
 		}
 
+		if n := count([]answer{{verdict: done, copy: sampleSeed()}}); n.best != nil || !n.done("m3") || n.done("m2") {
+			t.Errorf("a seed's promise counts as %+v", n)
+		}
+
 		// With the last member gone no value is left, and a pool was here all the same.
 		b.mem[0].Wipe()
 		b.mem[1].Wipe()
@@ -211,32 +215,34 @@ func TestSeedsAreNobodysVotes(t *testing.T) {
 func TestChangeIsFinishedByTheNextOwner(t *testing.T) {
 	for n := 1; n <= 3; n++ {
 		t.Run(fmt.Sprintf("members=%d", n), func(t *testing.T) {
-			b := emptyBench(t, n+1)
-			if err := Create(t.Context(), b.targets[:n], "pool", firstValue(n)); err != nil {
-				t.Fatal(err)
-			}
-			r := b.open()
-			v := b.claim(r, "A", nil)
-			b.seed(r, n, newMember(n))
-			v.Cfg = v.Cfg.Change(append(slices.Clone(v.Cfg.Members[1:]), newMember(n)))
-			b.commit(r, v)
+			synctest.Test(t, func(t *testing.T) {
+				b := emptyBench(t, n+1)
+				if err := Create(t.Context(), b.targets[:n], "pool", firstValue(n)); err != nil {
+					t.Fatal(err)
+				}
+				r := b.open()
+				v := b.claim(r, "A", nil)
+				b.seed(r, n, newMember(n))
+				v.Cfg = v.Cfg.Change(append(slices.Clone(v.Cfg.Members[1:]), newMember(n)))
+				b.commit(r, v)
 
-			r = b.open()
-			v = b.claim(r, "B", &Consent{1, "A"})
-			if len(v.Cfg.Next) != n {
-				t.Fatalf("the next owner finds %+v", v.Cfg)
-			}
-			v.Cfg = v.Cfg.Finish()
-			b.commit(r, v)
-			if v.Cfg = v.Cfg.Finish(); v.Cfg.Next != nil {
-				t.Errorf("finished twice: %+v", v.Cfg)
-			}
-			b.stores[0].SetOffline(true) // of no account any more
-			v.Cut = 1
-			b.commit(r, v)
-			if got := b.claim(b.open(), "B", nil); got.Cut != 1 || len(got.Cfg.Members) != n {
-				t.Errorf("claimed %+v", got)
-			}
+				r = b.open()
+				v = b.claim(r, "B", &Consent{1, "A"})
+				if len(v.Cfg.Next) != n {
+					t.Fatalf("the next owner finds %+v", v.Cfg)
+				}
+				v.Cfg = v.Cfg.Finish()
+				b.commit(r, v)
+				if v.Cfg = v.Cfg.Finish(); v.Cfg.Next != nil {
+					t.Errorf("finished twice: %+v", v.Cfg)
+				}
+				b.stores[0].SetOffline(true) // of no account any more
+				v.Cut = 1
+				b.commit(r, v)
+				if got := b.claim(b.open(), "B", nil); got.Cut != 1 || len(got.Cfg.Members) != n {
+					t.Errorf("claimed %+v", got)
+				}
+			})
 		})
 	}
 }

@@ -3,6 +3,7 @@
 package root
 
 const (
-	schedulesDefault     = 20000
+	schedulesDefault     = 8000
 	searchPercentDefault = 100
+	twinStates           = 4000
 )

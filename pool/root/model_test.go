@@ -9,7 +9,7 @@ import (
 )
 
 var (
-	flagSchedules = flag.Uint64("schedules", 0, "random schedules of the model test; default 20000, fewer with -race")
+	flagSchedules = flag.Uint64("schedules", 0, "random schedules of the model test; default 8000, fewer with -race")
 	flagSeed      = flag.Uint64("seed", 1, "first seed of the model test")
 	flagTrace     = flag.Bool("trace", false, "run one schedule, -seed, and print it")
 )

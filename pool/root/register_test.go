@@ -481,6 +481,11 @@ func TestJointConfigNeedsBothMajorities(t *testing.T) {
 		if err := r.Commit(t.Context(), back); err == nil {
 			t.Fatal("another config followed one whose outcome is unknown")
 		}
+		ahead := v
+		ahead.Cfg = v.Cfg.Finish()
+		if err := r.Commit(b.brief(), ahead); err == nil || errors.Is(err, ErrUnknown) {
+			t.Fatalf("the end of a change whose begin is unknown: %v", err)
+		}
 		b.stores[2].SetOffline(false)
 		b.commit(r, v)
 		v.Cfg = Config{No: 2, Members: v.Cfg.Next}

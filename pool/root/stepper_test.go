@@ -170,6 +170,7 @@ type situation struct {
 	base  *ending
 	path  []event // since base
 	steps map[event]step
+	twin  *situation // reached in another way, and taken for this one
 }
 
 // ending is a register between two operations.
@@ -237,12 +238,19 @@ func (c counting) Read(p []byte) (int, error) { return c.rng.Read(p) }
 // step looks up what comes of e in situation n, or has the register show it.
 func (d *stepper) step(n int32, e event) step {
 	from := d.nodes[n]
-	if s, ok := from.steps[e]; ok {
-		return s
+	st, ok := from.steps[e]
+	if !ok {
+		st = d.run(from.base, from.path, e)
+		from.steps[e] = st
 	}
+	return st
+}
+
+// run has the register show what comes of e after path.
+func (d *stepper) run(base *ending, path []event, e event) step {
 	d.steps++
-	s := d.session(from.base)
-	for _, e := range from.path {
+	s := d.session(base)
+	for _, e := range path {
 		s.happen(e)
 	}
 	before := s.live
@@ -256,8 +264,7 @@ func (d *stepper) step(n int32, e event) step {
 			st.cut[t] = w.asked
 		}
 	}
-	path := append(slices.Clone(from.path), e)
-	base := from.base
+	path = append(slices.Clone(path), e)
 	var note string
 	if e.kind == hCrash {
 		base, path = d.reborn(s.life), nil
@@ -268,7 +275,6 @@ func (d *stepper) step(n int32, e event) step {
 	}
 	st.to = d.node(s, base, path, note)
 	s.end()
-	from.steps[e] = st
 	return st
 }
 
@@ -313,6 +319,9 @@ func (d *stepper) node(s *session, base *ending, path []event, note string) int3
 		}
 	}
 	if id, ok := d.byKey[key.String()]; ok {
+		if o := d.nodes[id]; o.twin == nil && (o.base != base || !slices.Equal(o.path, path)) {
+			o.twin = n
+		}
 		return id
 	}
 	id := int32(len(d.nodes))
