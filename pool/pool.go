@@ -21,6 +21,13 @@
 //  4. the publication record is made stable in the metadata log;
 //  5. the maps change: tree, then cache, and only then is the log's generation dropped.
 //
+// Who owns the pool the root says; the rest is for people, and for not answering what is no longer ours to answer:
+//
+//	beat.go    an owner rewrites a small object while it commits nothing
+//	watch.go   who wants a pool that is held looks whether its owner lives, and what it would cost to take over
+//	pulse.go   an owner that may have stood still asks the root before it answers anything more
+//	fence.go   one that was taken over from answers nothing more, and lists (lost.go) what nobody published
+//
 // A crash before 3 leaves orphan objects and an unpublished log. Between 3 and 4 the root is one cut
 // ahead of the tier, which the next open sees and mends by reading the cut from the targets.
 package pool

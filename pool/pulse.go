@@ -100,11 +100,12 @@ func (u *pulse) late(at instant) bool {
 	return u.doubted || u.half > 0 && (at.mono >= u.until.Load() || at.boot >= u.bootT)
 }
 
-// renew sets T to half after at. Only with proof, when the root was read after at, does it end a doubt.
+// renew sets T to half after at, unless it is later already. Only with proof, when the root was read or claimed after at, does
+// it end a doubt.
 func (u *pulse) renew(at instant, proof bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.doubted && !proof {
+	if u.doubted && !proof || !u.doubted && u.half > 0 && u.until.Load() > at.mono+int64(u.half) {
 		return
 	}
 	u.doubted = false

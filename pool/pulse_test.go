@@ -226,6 +226,32 @@ func TestAClonedTierIsFound(t *testing.T) {
 	})
 }
 
+// TestAnOldProofShortensNothing renews a pulse as of long ago, as a claim does that took long.
+func TestAnOldProofShortensNothing(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		var u pulse
+		u.init(40 * time.Second)
+		then := u.now()
+		time.Sleep(19 * time.Second)
+		u.renew(u.now(), false)
+		time.Sleep(15 * time.Second)
+		if u.renew(then, true); !u.good() || u.late(u.now()) {
+			t.Error("held back by a proof of 34 s ago, 15 s after a tick")
+		}
+		u.doubt()
+		if u.renew(u.now(), false); u.good() || !u.late(u.now()) {
+			t.Error("a tick ended a doubt")
+		}
+		if u.renew(u.now(), true); !u.good() || u.late(u.now()) {
+			t.Error("a proof did not end a doubt")
+		}
+		time.Sleep(20 * time.Second)
+		if u.good() || !u.late(u.now()) {
+			t.Error("good for ever")
+		}
+	})
+}
+
 // BenchmarkHold is what each reply costs.
 func BenchmarkHold(b *testing.B) {
 	r := newRigFor(b, func(o *Options) { o.Watch = time.Hour })
