@@ -117,12 +117,12 @@ func (g *guarded) Delete(ctx context.Context, key string) error {
 }
 
 // DeleteBatch hides that of Memory, which would go past Delete.
-func (g *guarded) DeleteBatch(ctx context.Context, keys []string) []error {
-	return backend.DeleteEach(ctx, deletes{g}, keys)
+func (g *guarded) DeleteBatch(ctx context.Context, keys []string) (errs []error) {
+	for i, key := range keys {
+		errs = backend.SetError(errs, len(keys), i, g.Delete(ctx, key))
+	}
+	return errs
 }
-
-// deletes is a store that knows no batches, and deletes in order.
-type deletes struct{ *guarded }
 
 // echoLocked lets a request of long ago arrive once more.
 func (g *guarded) echoLocked() {
