@@ -496,6 +496,8 @@ func (p *Pool) checkpointIfWanted(ctx context.Context) error {
 	if want == wantNothing || p.value().Cut == 0 {
 		return nil
 	}
+	p.pub.own.Lock()
+	defer p.pub.own.Unlock()
 	if want == wantWholeCheckpoint {
 		if len(p.runs.Partial()) > 0 {
 			p.far.hurry.Store(true)

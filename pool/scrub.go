@@ -113,6 +113,7 @@ const (
 type scrubs struct {
 	turn chan struct{}   // holds a token while one runs
 	done <-chan struct{} // closed when the pool is being closed
+	end  sync.Once       // takes the turn for good
 
 	mu      sync.Mutex
 	running *scrubber               // guarded by mu; the one that was asked for, nil while none runs
@@ -212,7 +213,7 @@ func (p *Pool) scrubbing(ctx context.Context, s *scrubber, f func(context.Contex
 }
 
 // endScrubs waits until none runs and lets none begin; p.scrubs.done is closed.
-func (p *Pool) endScrubs() { p.scrubs.turn <- struct{}{} }
+func (p *Pool) endScrubs() { p.scrubs.end.Do(func() { p.scrubs.turn <- struct{}{} }) }
 
 // begin looks at what there is beside the stripes: it tells which targets may be repaired.
 func (s *scrubber) begin(ctx context.Context) error {
