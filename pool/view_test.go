@@ -225,7 +225,7 @@ func TestViewBesideAnOwner(t *testing.T) {
 	}
 	var seen []sight
 	wg.Go(func() {
-		for !done.Load() {
+		for first := true; first || !done.Load(); first = false {
 			v, err := r.tryView()
 			if err != nil {
 				t.Error(err)
