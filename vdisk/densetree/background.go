@@ -120,11 +120,15 @@ func (t *Tree) mergeAll() error {
 	return nil
 }
 
-// wait returns when nothing is being merged any more. The caller holds writer, so that nothing is added.
+// wait returns when nothing is being merged any more. The merge under way may fail of what has passed since, like a
+// page that was not here: then it is tried again. The caller holds writer, so that nothing is added.
 func (t *Tree) wait() error {
 	b := &t.bg
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	for b.running {
+		b.changed.Wait()
+	}
 	if t.isFrozen() || b.err != nil {
 		t.startLocked()
 	}
