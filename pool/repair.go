@@ -483,27 +483,28 @@ func (p *Pool) publishPlaces(ctx context.Context) (bool, error) {
 	if err := p.Publish(ctx); err != nil {
 		return false, err
 	}
-	if p.repair.want.Load() == wantNothing { // else it still waits for something
-		p.repair.weak.Store(false)
-	}
+	p.repair.weak.Store(false)
 	return true, nil
 }
 
-// checkpointIfWanted publishes the checkpoint that a repair has asked for. It belongs to the committer. One with all
-// maps waits until they are here: partial runs are read where the older checkpoints have them.
+// checkpointIfWanted publishes the checkpoint that a repair or a scrub has asked for. It belongs to the committer. One
+// with all maps has them fetched first, from where the older checkpoints have them.
 func (p *Pool) checkpointIfWanted(ctx context.Context) error {
 	want := p.repair.want.Swap(wantNothing)
 	if want == wantNothing || p.value().Cut == 0 {
 		return nil
 	}
+	if want == wantWholeCheckpoint {
+		if err := p.needRuns(ctx, p.runs.Partial()); err != nil && ctx.Err() == nil {
+			p.o.Log.Error("no new checkpoint of all maps: one cannot be read", "pool", p.o.Name, "err", err)
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
 	p.pub.own.Lock()
 	defer p.pub.own.Unlock()
 	if want == wantWholeCheckpoint {
-		if len(p.runs.Partial()) > 0 {
-			p.far.hurry.Store(true)
-			p.repair.want.Store(want)
-			return nil
-		}
 		p.pub.ckpt.runs, p.pub.ckpt.old = nil, false // readers go on finding the older parts
 	}
 	return p.publishCheckpoint(ctx)
