@@ -110,9 +110,6 @@ func (v *View) loadMap(ctx context.Context, disk block.DiskID, refs []runRef) (*
 	return tree, nil
 }
 
-// partsAtOnce is how many parts are fetched side by side; each takes some 16 MB meanwhile.
-const partsAtOnce = 4
-
 // readRuns reads runs of a checkpoint into memory.
 func (v *View) readRuns(ctx context.Context, refs []runRef) ([]*densetree.Run, error) {
 	parts := map[partID][]runRef{}
