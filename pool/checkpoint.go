@@ -249,13 +249,15 @@ func (p *Pool) putPart(ctx context.Context, epoch, n uint64, part int, body []by
 	}
 }
 
-// getPart reads a part from whichever target has a good copy.
+// getPart reads a part from whichever target has a good copy. As with readPart, there is no word of damage in the error
+// as long as a target has not answered.
 func (p *Pool) getPart(ctx context.Context, epoch, n uint64, part int) ([]byte, error) {
-	var errs []error
+	var proven, passing []error
 	members := p.value().Cfg.Members
 	for _, mem := range members {
 		store, ok := p.store(mem.ID)
 		if !ok {
+			passing = append(passing, fmt.Errorf("target %s is not among the configured ones", p.targetName(mem.ID)))
 			continue
 		}
 		for c := range members {
@@ -266,15 +268,24 @@ func (p *Pool) getPart(ctx context.Context, epoch, n uint64, part int) ([]byte, 
 			if err == nil {
 				return b, nil
 			}
-			if !errors.Is(err, backend.ErrNotFound) {
-				errs = append(errs, fmt.Errorf("target %s: %w", p.targetName(mem.ID), err))
+			named := fmt.Errorf("target %s: %w", p.targetName(mem.ID), err)
+			switch {
+			case errors.Is(err, backend.ErrNotFound):
+			case final(err):
+				proven = append(proven, named)
+			default:
+				passing = append(passing, named)
 			}
 		}
 	}
-	if len(errs) == 0 {
+	switch {
+	case isNewer(errors.Join(proven...)):
+	case len(passing) > 0:
+		proven = passing
+	case len(proven) == 0:
 		return nil, fmt.Errorf("checkpoint %d/%d part %d is on no target: %w", epoch, n, part, segment.ErrDamaged)
 	}
-	return nil, fmt.Errorf("checkpoint %d/%d part %d: %w", epoch, n, part, errors.Join(errs...))
+	return nil, fmt.Errorf("checkpoint %d/%d part %d: %w", epoch, n, part, errors.Join(proven...))
 }
 
 // confirmStored forgets those runs that the newest published checkpoint does not name: only what it and

@@ -519,6 +519,62 @@ func TestFarMapsAreStoredAgain(t *testing.T) {
 	r.expect(r.disk("d", testDisk), model)
 }
 
+// TestMapsGivenUpAreNotFetched has a tier with partial runs, one of them damaged, read all maps from the targets
+// instead: what it had opened before is not waited for any more.
+func TestMapsGivenUpAreNotFetched(t *testing.T) {
+	r, _, model := absentRig(t, nil)
+	r.abandon()
+	files := r.runFiles()
+	r.corrupt(files[len(files)-1], 40)
+	r.open(false)
+	p := r.pool
+	mapped := map[*densetree.Run]bool{}
+	p.mapsMu.Lock()
+	v := p.mapsNow()
+	p.mapsMu.Unlock()
+	for _, run := range v.runs() {
+		mapped[run] = true
+	}
+	v.release()
+	for _, run := range p.runs.Partial() {
+		if !mapped[run] {
+			t.Errorf("run %d in file %d is to be fetched, and in no map", run.ID, run.File())
+		}
+	}
+	r.expect(r.disk("d", testDisk), model)
+}
+
+// TestAPartThatIsAwayIsNotDamaged damages one copy of a part while another does not answer.
+func TestAPartThatIsAwayIsNotDamaged(t *testing.T) {
+	r, _, _ := absentRig(t, nil)
+	ref := r.pool.value().Checkpoints[0]
+	get := func() error {
+		_, err := r.pool.getPart(context.Background(), ref.Epoch, ref.N, 0)
+		return err
+	}
+	if err := get(); err != nil {
+		t.Fatal(err)
+	}
+	hurt := -1
+	for i, m := range r.memory {
+		key := partKey(ref.Epoch, ref.N, 0, 0)
+		if _, ok := m.Objects()[key]; ok {
+			m.Damage(key, func(b []byte) []byte { b[partHeaderLen+1] ^= 1; return b })
+			hurt = i
+		}
+	}
+	for i := range r.stores {
+		r.stores[i].SetOffline(i != hurt)
+	}
+	if err := get(); hurt < 0 || err == nil || final(err) {
+		t.Errorf("one copy is damaged, the other away: %v", err)
+	}
+	r.offline(false)
+	if err := get(); err != nil {
+		t.Errorf("one copy is damaged, the other back: %v", err)
+	}
+}
+
 // TestFarMapsSurviveCrashes cuts the power, kills the process or loses the host at drawn calls while maps are
 // fetched, in the background and by reads, and expects all that was written.
 func TestFarMapsSurviveCrashes(t *testing.T) {

@@ -96,6 +96,9 @@ func (p *Pool) openLocal(ctx context.Context, id writeback.Identity, view *root.
 // forget drops every map, before they are read from the targets instead.
 func (p *Pool) forget() {
 	p.closeMaps()
+	if p.runs != nil { // nobody brings what no tree has any more
+		p.runs.Discard(p.runs.Partial())
+	}
 	clear(p.rows)
 	clear(p.trees)
 	clear(p.segments)

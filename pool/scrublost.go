@@ -2,6 +2,7 @@ package pool
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"maps"
 	"slices"
@@ -13,8 +14,8 @@ import (
 
 // lostRanges are the blocks of disks that map what an exam could not restore, in order, joined where they touch. Extents
 // that nothing maps any more are no loss. A version of a disk that shares an extent has it under the LBA that it was
-// written to; without an index, all maps are searched.
-func (p *Pool) lostRanges(info segment.Info, x *segment.Exam) []DamagedRange {
+// written to; without an index, all maps are searched. Pages of the maps that are not here are waited for.
+func (p *Pool) lostRanges(ctx context.Context, info segment.Info, x *segment.Exam) []DamagedRange {
 	p.mu.Lock()
 	trees, names, sizes := maps.Clone(p.trees), map[block.DiskID]string{}, map[block.DiskID]int64{}
 	for name, d := range p.disks {
@@ -29,7 +30,7 @@ func (p *Pool) lostRanges(info segment.Info, x *segment.Exam) []DamagedRange {
 		}
 		var es []densetree.Entry
 		look := func(lba block.LBA, blocks uint64, lost func(block.ExtentID) bool) {
-			err := trees[id].Lookup(lba, blocks, func(e densetree.Entry) bool {
+			err := p.lookup(ctx, trees[id], lba, blocks, func(e densetree.Entry) bool {
 				if e.Kind == densetree.Data && lost(e.Extent) {
 					es = append(es, e)
 				}

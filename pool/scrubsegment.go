@@ -198,7 +198,7 @@ func (s *scrubber) settle(ctx context.Context, info segment.Info, found []lying,
 	if x.Err == nil || away || !hurt {
 		return
 	}
-	lost := s.p.lostRanges(info, x)
+	lost := s.p.lostRanges(ctx, info, x)
 	s.count(func(r *ScrubReport) {
 		for _, l := range lost {
 			r.LostBytes += int64(l.Blocks) * block.Size

@@ -18,6 +18,7 @@ type memStore struct {
 	mu      sync.Mutex
 	objects map[string][]byte
 	reads   int
+	garble  int                                        // reads from now on whose bytes are hurt on their way
 	fail    error                                      // if set, what every read returns
 	gate    func(ctx context.Context, off int64) error // if set, called before every read
 }
@@ -43,6 +44,10 @@ func (s *memStore) ReadAt(ctx context.Context, key string, p []byte, off int64) 
 		return &backend.Error{Op: "read", Store: "mem", Key: key, Class: backend.Short}
 	}
 	copy(p, b[off:])
+	if s.garble > 0 {
+		s.garble--
+		p[len(p)/2] ^= 1
+	}
 	return nil
 }
 

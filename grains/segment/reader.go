@@ -315,8 +315,8 @@ func (r *Reader) readRun(ctx context.Context, x *Index, info Info, n run, delive
 		return !slices.ContainsFunc(n.slots, func(s int) bool { return !x.Verify(s, n.of(x, s, p)) })
 	})
 	if err != nil {
-		if ctx.Err() == nil && len(n.slots) > 1 && errors.Is(err, ErrDamaged) {
-			r.rebuildSlots(ctx, x, info, n.slots, err, deliver) // damage may differ from slot to slot
+		if ctx.Err() == nil && errors.Is(err, ErrDamaged) {
+			r.rebuildSlots(ctx, x, info, n.slots, err, deliver) // damage may differ from slot to slot, and be of one transfer
 			return
 		}
 		err = fmt.Errorf("segment %d slots %v: %w", info.ID, n.slots, err)
@@ -342,16 +342,34 @@ func (r *Reader) readRun(ctx context.Context, x *Index, info Info, n run, delive
 	r.rebuildSlots(ctx, x, info, bad, err, deliver)
 }
 
-// rebuildSlots rebuilds each slot by itself; why is what happened to the shard they lie in.
+// rebuildSlots rebuilds each slot by itself; why is what happened to the shard they lie in. If that cannot be done
+// for damage, the shard is asked once more: all but one of the answers may be good, and that one hurt on its way.
 func (r *Reader) rebuildSlots(ctx context.Context, x *Index, info Info, slots []int, why error, deliver func(int, []byte, error)) {
 	for _, s := range slots {
 		e := x.Entries[s]
 		p, err := r.rebuildRange(ctx, info, int(e.Shard), why, int64(e.Offset), int(e.Stored), func(p []byte) bool { return x.Verify(s, p) })
+		if errors.Is(err, ErrDamaged) && ctx.Err() == nil {
+			p, err = r.readAgain(ctx, x, info, s, err)
+		}
 		if err != nil {
 			err = fmt.Errorf("segment %d slot %d: %w", info.ID, s, err)
 		}
 		deliver(s, p, err)
 	}
+}
+
+// readAgain reads one slot from its shard, for the last time; damage is what is known so far.
+func (r *Reader) readAgain(ctx context.Context, x *Index, info Info, slot int, damage error) ([]byte, error) {
+	e := x.Entries[slot]
+	p := make([]byte, e.Stored)
+	err := r.readShard(ctx, info, int(e.Shard), p, HeaderBytes+int64(e.Offset))
+	switch {
+	case err == nil && x.Verify(slot, p):
+		return p, nil
+	case err == nil:
+		return nil, damage
+	}
+	return nil, verdict(ctx, []error{damage, err})
 }
 
 // degraded reports a shard that could not serve. A shard known not to be stored is no news.
