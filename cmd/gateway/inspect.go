@@ -41,7 +41,7 @@ func newInspectCmd(a *app) *cobra.Command {
 		a.newInspector("quarantine DIR", "List what a log that lost its pool holds and nobody published, by disk and range", func(dir string) (string, error) {
 			l, err := pool.ReadLost(vfs.OS{}, dir)
 			if errors.Is(err, fs.ErrNotExist) {
-				return "", fmt.Errorf("%s holds no LOST.json: its log holds nothing unpublished, or was set aside by an older release; \"gateway inspect log\" decodes it: %w", dir, err)
+				return "", fmt.Errorf("%s holds no list of what was lost: it is not the folder of a log that a takeover found out about (TIER/POOL, or quarantine-… in it; \"gateway pool status\" names it), or nothing was lost; \"gateway inspect log\" decodes any log: %w", dir, err)
 			}
 			if err != nil {
 				return "", err
