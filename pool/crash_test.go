@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -141,13 +142,20 @@ func crashSeed(t *testing.T) (seed uint64, given bool) {
 // of processor time in all.
 const stuckAfter = 40 * time.Second
 
+// A history is looked at so often, and may have allocated so much: nothing is collected meanwhile, and one that a bug
+// sends round in a circle would take all the memory there is.
+const (
+	watchEvery = time.Second
+	heapMax    = 4 << 30
+)
+
 // watchHistory panics, with all stacks, when nothing happens in a history any more. It returns what ends it.
 func watchHistory(seed uint64, sched *atomic.Pointer[crashtest.Sched]) (end func()) {
 	done := make(chan struct{})
 	go func() {
-		tick := time.NewTicker(stuckAfter / 10)
+		tick := time.NewTicker(watchEvery)
 		defer tick.Stop()
-		for was, since := ^uint64(0), 0; since < 10; since++ {
+		for was, since := ^uint64(0), time.Duration(0); since < stuckAfter; since += watchEvery {
 			select {
 			case <-done:
 				return
@@ -155,6 +163,10 @@ func watchHistory(seed uint64, sched *atomic.Pointer[crashtest.Sched]) (end func
 			}
 			if s := sched.Load(); s != nil && s.Moves() != was {
 				was, since = s.Moves(), 0
+			}
+			heap := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
+			if metrics.Read(heap); heap[0].Value.Uint64() > heapMax {
+				panic(fmt.Sprintf("GRAINDISK_SEED=%d takes %d bytes of memory", seed, heap[0].Value.Uint64()))
 			}
 		}
 		buf := make([]byte, 1<<20)
