@@ -149,7 +149,8 @@ const (
 	heapMax    = 4 << 30
 )
 
-// watchHistory panics, with all stacks, when nothing happens in a history any more. It returns what ends it.
+// watchHistory panics, with all stacks, when nothing happens in a history any more, and when it has taken too much
+// memory. It returns what ends it.
 func watchHistory(seed uint64, sched *atomic.Pointer[crashtest.Sched]) (end func()) {
 	done := make(chan struct{})
 	go func() {
