@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -360,6 +361,7 @@ func TestSlotStaysWhileAFillWrites(t *testing.T) {
 	}
 	defer c.Close()
 	r.space.OnEvict(c.DropSlot)
+	r.space.OnTake(nil)           // nobody evicts but Take
 	c.Fill(1, 1, extent(1, 0, 1)) // opens the slot
 	writing := false
 	b.onWrite = func(slot int) {
@@ -370,6 +372,11 @@ func TestSlotStaysWhileAFillWrites(t *testing.T) {
 		c.Fill(1, 3, extent(3, 0, testSlotBlocks-1)) // does not fit any more
 		if _, _, clean := r.space.Counts(); clean != 1 {
 			t.Fatalf("%d clean slots: this test tests nothing", clean)
+		}
+		for ready := false; !ready; runtime.Gosched() { // the slot made ready ahead of need is not to be this one, once the fill has ended
+			c.small.mu.Lock()
+			ready = c.small.next != noSlot
+			c.small.mu.Unlock()
 		}
 		for {
 			taken, err := r.space.Take(0)

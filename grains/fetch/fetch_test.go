@@ -253,6 +253,7 @@ func TestPiecesComeAsTheyArrive(t *testing.T) {
 				t.Error("what arrived cannot be read")
 			}
 		})
+		synctest.Wait() // the cache is filled after the last result was handed out
 		if err != nil || !s.Has(want(1, 0).ID, 2) || s.Has(want(1, 1).ID, 2) {
 			t.Error("the cache was not filled with what came", err)
 		}

@@ -132,18 +132,15 @@ func (f *Fetcher) settleLocked(fl *flight, data []byte, err error) {
 		}
 		f.abandonLocked(r)
 	}
+	if mine := f.flights[fl.ID] == fl; mine && err != nil {
+		delete(f.flights, fl.ID) // who comes later tries again
+	} else if mine {
+		f.landed.Add(1) // before anybody is told: Landed does not take the lock to find that there is nothing
+	}
 	for _, s := range fl.subs {
 		s.out <- Result{s.i, data, err}
 	}
 	fl.subs = nil
-	if f.flights[fl.ID] != fl {
-		return
-	}
-	if err != nil {
-		delete(f.flights, fl.ID) // who comes later tries again
-		return
-	}
-	f.landed.Add(1)
 }
 
 // finish ends a round: its flights are over, but for those read ahead.

@@ -6,5 +6,5 @@ package root
 const (
 	schedulesDefault     = 1500
 	searchPercentDefault = 4
-	twinStates           = 500
+	twinStates           = 1500
 )
