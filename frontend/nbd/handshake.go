@@ -218,13 +218,11 @@ func (c *conn) open(name string) error {
 	c.prefetcher, _ = dev.(Prefetcher)
 	c.box.hold = nil
 	if h, ok := dev.(Holder); ok {
-		switch err := h.Hold(c.ctx); {
-		case err == nil:
-			c.box.hold = func() error { return h.Hold(c.ctx) }
-		case !errors.Is(err, vdisk.ErrFenced): // a fenced device answers everything with that
+		if err := h.Hold(c.ctx); err != nil {
 			c.release()
 			return err
 		}
+		c.box.hold = func() error { return h.Hold(c.ctx) }
 	}
 	return nil
 }
@@ -264,6 +262,8 @@ func (c *conn) refuseOpen(opt uint32, name string, err error) error {
 		return c.refuse(opt, proto.RepErrUnknown, "no such export")
 	case errors.Is(err, vdisk.ErrClosed):
 		return c.refuse(opt, proto.RepErrShutdown, "export is being closed")
+	case errors.Is(err, vdisk.ErrFenced):
+		return c.refuse(opt, proto.RepErrShutdown, "another gateway owns the pool of this export now")
 	}
 	c.log.Warn("export cannot be opened", "export", name, "error", err)
 	return c.refuse(opt, proto.RepErrPolicy, "export cannot be opened; see the server's log")

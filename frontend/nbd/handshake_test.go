@@ -142,6 +142,7 @@ func TestOpenFailures(t *testing.T) {
 		expect, text string
 	}{
 		{vdisk.ErrClosed, `80000007`, "export is being closed"},
+		{fmt.Errorf("%w: by epoch 2", vdisk.ErrFenced), `80000007`, "another gateway owns the pool of this export now"},
 		{errors.New("secret inside"), `80000002`, "export cannot be opened; see the server's log"},
 		{fmt.Errorf("open it: %w", ErrNotFound), `80000006`, "no such export"},
 	} {

@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"graindisk/block"
-	"graindisk/frontend/nbd/proto"
+	"graindisk/frontend/nbd/nbdclient"
 	"graindisk/test/harness"
 )
 
@@ -61,15 +61,11 @@ func TestAStoppedOwnerAcknowledgesNothingMore(t *testing.T) {
 		t.Errorf("fenced by %+v, the owner is %+v", l, owner)
 	}
 	mustSay(t, first.Log(), "this process stood still", "fenced: another owner", owner.Log, "by_epoch=2", "disk vm: ")
-	c := dial(t, first)
-	for what, err := range map[string]error{
-		"a write": c.WriteAt(t.Context(), make([]byte, block.Size), 0, false),
-		"a read":  c.ReadAt(t.Context(), make([]byte, block.Size), 0),
-		"a flush": c.Flush(t.Context()),
-	} {
-		if !errors.Is(err, proto.ESHUTDOWN) {
-			t.Errorf("%s on a fenced gateway: %v", what, err)
-		}
+	if c, err := nbdclient.Dial(t.Context(), first.URIs[0], nbdclient.Options{}); err == nil {
+		c.Close()
+		t.Error("a fenced gateway lets a client in")
+	} else {
+		mustSay(t, err.Error(), "another gateway owns the pool")
 	}
 	_, blocks := readLost(t, filepath.Join(a.tier, "main"))
 	load.compare(t, blocks)
