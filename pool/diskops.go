@@ -314,15 +314,16 @@ func (p *Pool) dropDisks(ctx context.Context) error {
 	}
 	p.mapsMu.Unlock()
 	p.pub.own.Unlock()
+	var errs []error // a map that is far or damaged keeps no other
 	for _, id := range empty {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		if err := p.emptyMap(id); err != nil {
-			return fmt.Errorf("drop the map of disk %d: %w", id, err)
+			errs = append(errs, fmt.Errorf("drop the map of disk %d: %w", id, err))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // emptyMap merges the hole down that a dropped disk is, and puts an empty map in place of what remains. No cut changes

@@ -78,41 +78,47 @@ const (
 	deleteTimeout   = time.Minute
 )
 
-// reclaimSpace runs until ctx ends. It fails only if the pool has another owner.
+// reclaimSpace runs until ctx ends. It fails only if the pool has another owner. A step that fails keeps the others from
+// nothing: each takes up only what is on record as far as it needs.
 func (p *Pool) reclaimSpace(ctx context.Context) error {
 	tick := time.NewTicker(p.o.reclaimTick)
 	defer tick.Stop()
 	round, listed := time.Now(), ckptID{} // of the last round; the newest checkpoint when ckpt/ was listed
+	steps := []func(context.Context) error{
+		p.dropDisks,
+		func(ctx context.Context) error {
+			if time.Since(round) < p.o.reclaimRound {
+				return nil
+			}
+			round = time.Now()
+			return p.reclaimRound(ctx)
+		},
+		p.startClocks,
+		func(ctx context.Context) (err error) {
+			listed, err = p.doomParts(ctx, listed)
+			return err
+		},
+		p.deleteDue,
+	}
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:
 		}
-		err := ctx.Err() // goes before what is ready as well
-		if err == nil {
-			err = p.dropDisks(ctx)
-		}
-		if err == nil && time.Since(round) >= p.o.reclaimRound {
-			round = time.Now()
-			err = p.reclaimRound(ctx)
-		}
-		if err == nil {
-			err = p.startClocks(ctx)
-		}
-		if err == nil {
-			listed, err = p.doomParts(ctx, listed)
-		}
-		if err == nil {
-			err = p.deleteDue(ctx)
-		}
-		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case errors.Is(err, root.ErrFenced), errors.Is(err, root.ErrHeld), errors.Is(err, root.ErrNewer):
-			return fmt.Errorf("reclaim: %w", err)
-		case err != nil:
-			p.o.Log.Warn("reclaim goes on later", "pool", p.o.Name, "err", err)
+		for _, step := range steps {
+			if ctx.Err() != nil { // goes before what is ready as well
+				return ctx.Err()
+			}
+			err := step(ctx)
+			switch {
+			case ctx.Err() != nil:
+				return ctx.Err()
+			case errors.Is(err, root.ErrFenced), errors.Is(err, root.ErrHeld), errors.Is(err, root.ErrNewer):
+				return fmt.Errorf("reclaim: %w", err)
+			case err != nil:
+				p.o.Log.Warn("reclaim goes on later", "pool", p.o.Name, "err", err)
+			}
 		}
 	}
 }
