@@ -384,21 +384,20 @@ func (p *Pool) deleteDue(ctx context.Context) error {
 }
 
 // objects are those of d, by target. A shard that is said to be missing may be anywhere: its put may have
-// succeeded without an answer.
-func (d *doomed) objects(members []root.Member, add func(t block.TargetID, key string)) {
+// succeeded without an answer. So may any shard once the members have changed: a repair may have stored it where no row
+// says so, or a host that was lost may have known a row that no checkpoint has.
+func (d *doomed) objects(cfg root.Config, add func(t block.TargetID, key string)) {
 	if d.Segment == nil {
 		add(d.Target, d.Key)
 		return
 	}
 	for i, t := range d.Segment.Targets {
-		if t != 0 {
+		if t != 0 && cfg.No <= 1 {
 			add(t, d.Segment.Key(i))
 			continue
 		}
-		for _, m := range members {
-			if !m.Witness {
-				add(m.ID, d.Segment.Key(i))
-			}
+		for _, m := range dataMembers(cfg) {
+			add(m, d.Segment.Key(i))
 		}
 	}
 }
@@ -411,7 +410,7 @@ func (p *Pool) deleteDoomed(ctx context.Context, list []doomed) (gone []bool, er
 	keys, of := map[block.TargetID][]string{}, map[block.TargetID][]int{}
 	for i := range list {
 		gone[i] = true
-		list[i].objects(cfg.Members, func(t block.TargetID, key string) {
+		list[i].objects(cfg, func(t block.TargetID, key string) {
 			keys[t], of[t] = append(keys[t], key), append(of[t], i)
 		})
 	}
