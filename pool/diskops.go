@@ -54,9 +54,20 @@ func (p *Pool) beginOp(ctx context.Context) error {
 
 func (p *Pool) endOp() { <-p.ops }
 
-// logRow puts a disk's new row on record, and in force once it is. If ctx ends, or the pool has another owner, it may be on
-// record all the same.
-func (p *Pool) logRow(ctx context.Context, id block.DiskID, row segment.DiskMeta) error {
+// answer is how an operation ends that ended with err: its success is told like any other, once that may be (hold). If
+// ctx ends first, or the pool has another owner, it may be on record all the same. No turn is held meanwhile.
+func (p *Pool) answer(ctx context.Context, what, name string, err error) error {
+	if err != nil {
+		return err
+	}
+	if err := p.hold(ctx); err != nil {
+		return fmt.Errorf("%s disk %s: %w", what, name, err)
+	}
+	return nil
+}
+
+// recordRow puts a disk's new row on record, and in force once it is. If it fails, it may be on record all the same.
+func (p *Pool) recordRow(ctx context.Context, id block.DiskID, row segment.DiskMeta) error {
 	payload, err := json.Marshal(op{Row: &row})
 	if err != nil {
 		return err
@@ -65,7 +76,7 @@ func (p *Pool) logRow(ctx context.Context, id block.DiskID, row segment.DiskMeta
 		return err
 	}
 	p.setRow(id, row)
-	return p.hold(ctx)
+	return nil
 }
 
 func (p *Pool) setRow(id block.DiskID, row segment.DiskMeta) {
@@ -92,6 +103,10 @@ func (p *Pool) begin(ctx context.Context, name string) (d *vdisk.Disk, row segme
 // ErrInUse while clients have it open, unless force is set: then their requests fail from here on. With purge it is
 // dropped at once and cannot be had back. It is on record when DeleteDisk returns.
 func (p *Pool) DeleteDisk(ctx context.Context, name string, force, purge bool) error {
+	return p.answer(ctx, "delete", name, p.deleteDisk(ctx, name, force, purge))
+}
+
+func (p *Pool) deleteDisk(ctx context.Context, name string, force, purge bool) error {
 	d, row, err := p.begin(ctx, name)
 	if err != nil {
 		return fmt.Errorf("delete disk: %w", err)
@@ -131,6 +146,11 @@ func (p *Pool) DeleteDisk(ctx context.Context, name string, force, purge bool) e
 // UndeleteDisk brings back the disk that was deleted last under a name, or the one with the number id if that is not
 // 0, under the name as, or its own if as is empty. ErrNoDisk if there is none that can be had back.
 func (p *Pool) UndeleteDisk(ctx context.Context, name string, id block.DiskID, as string) (*vdisk.Disk, error) {
+	d, err := p.undeleteDisk(ctx, name, id, as)
+	return d, p.answer(ctx, "undelete", name, err)
+}
+
+func (p *Pool) undeleteDisk(ctx context.Context, name string, id block.DiskID, as string) (*vdisk.Disk, error) {
 	if err := p.beginOp(ctx); err != nil {
 		return nil, err
 	}
@@ -157,7 +177,7 @@ func (p *Pool) UndeleteDisk(ctx context.Context, name string, id block.DiskID, a
 		return nil, fmt.Errorf("undelete disk %s: %w; give it another name with --as", as, ErrExists)
 	}
 	row.Name, row.Flags, row.DeletedAt = as, row.Flags&^segment.DiskDeleted, 0
-	if err := p.logRow(context.WithoutCancel(ctx), found, row); err != nil {
+	if err := p.recordRow(context.WithoutCancel(ctx), found, row); err != nil {
 		return nil, fmt.Errorf("undelete disk %s: %w", name, err)
 	}
 	p.openDisk(found, row)
@@ -168,6 +188,11 @@ func (p *Pool) UndeleteDisk(ctx context.Context, name string, id block.DiskID, a
 // RenameDisk gives a disk another name. Who has it open keeps it. With tombstone the old name is remembered as that
 // of a deleted disk, for a configuration that goes on to name it.
 func (p *Pool) RenameDisk(ctx context.Context, name, to string, tombstone bool) (*vdisk.Disk, error) {
+	d, err := p.renameDisk(ctx, name, to, tombstone)
+	return d, p.answer(ctx, "rename", name, err)
+}
+
+func (p *Pool) renameDisk(ctx context.Context, name, to string, tombstone bool) (*vdisk.Disk, error) {
 	d, row, err := p.begin(ctx, name)
 	if err != nil {
 		return nil, fmt.Errorf("rename disk: %w", err)
@@ -181,13 +206,13 @@ func (p *Pool) RenameDisk(ctx context.Context, name, to string, tombstone bool) 
 		id := p.nextDisk
 		p.mu.Unlock()
 		stone := segment.DiskMeta{Name: name, Flags: segment.DiskDeleted | segment.DiskDropped, DeletedAt: time.Now().Unix()}
-		if err := p.logRow(context.WithoutCancel(ctx), id, stone); err != nil {
+		if err := p.recordRow(context.WithoutCancel(ctx), id, stone); err != nil {
 			return nil, fmt.Errorf("rename disk %s: %w", name, err)
 		}
 		p.addDisk(id, stone)
 	}
 	row.Name = to
-	if err := p.logRow(context.WithoutCancel(ctx), d.ID(), row); err != nil {
+	if err := p.recordRow(context.WithoutCancel(ctx), d.ID(), row); err != nil {
 		return nil, fmt.Errorf("rename disk %s: %w", name, err)
 	}
 	d.Rename(to)
@@ -202,6 +227,11 @@ func (p *Pool) RenameDisk(ctx context.Context, name, to string, tombstone bool) 
 // else ErrShrink: what is cut off is gone. A client learns the size when it connects: one that is connected goes on
 // with the old one, and beyond a smaller disk's end its requests fail.
 func (p *Pool) ResizeDisk(ctx context.Context, name string, size int64, shrink bool) (*vdisk.Disk, error) {
+	d, err := p.resizeDisk(ctx, name, size, shrink)
+	return d, p.answer(ctx, "resize", name, err)
+}
+
+func (p *Pool) resizeDisk(ctx context.Context, name string, size int64, shrink bool) (*vdisk.Disk, error) {
 	d, row, err := p.begin(ctx, name)
 	if err != nil {
 		return nil, fmt.Errorf("resize disk: %w", err)
@@ -284,15 +314,16 @@ func (p *Pool) dropDisks(ctx context.Context) error {
 	}
 	p.mapsMu.Unlock()
 	p.pub.own.Unlock()
+	var errs []error // a map that is far or damaged keeps no other
 	for _, id := range empty {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		if err := p.emptyMap(id); err != nil {
-			return fmt.Errorf("drop the map of disk %d: %w", id, err)
+			errs = append(errs, fmt.Errorf("drop the map of disk %d: %w", id, err))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // emptyMap merges the hole down that a dropped disk is, and puts an empty map in place of what remains. No cut changes
@@ -332,7 +363,7 @@ func (p *Pool) dropDue(ctx context.Context) error {
 	for _, id := range slices.Sorted(maps.Keys(due)) {
 		row := due[id]
 		row.Flags |= segment.DiskDropped
-		if err := p.logRow(ctx, id, row); err != nil {
+		if err := p.recordRow(ctx, id, row); err != nil {
 			return fmt.Errorf("drop disk %s: %w", row.Name, err)
 		}
 		p.o.Log.Info("deleted disk dropped", "pool", p.o.Name, "disk", row.Name, "id", uint32(id))

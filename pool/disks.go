@@ -41,6 +41,11 @@ func decodeOp(b []byte) (segment.DiskMeta, error) {
 // CreateDisk adds a disk of size bytes, empty, and returns it once its creation is stable. The name
 // and size have been checked by the caller.
 func (p *Pool) CreateDisk(ctx context.Context, name string, size int64) (*vdisk.Disk, error) {
+	d, err := p.createDisk(ctx, name, size)
+	return d, p.answer(ctx, "create", name, err)
+}
+
+func (p *Pool) createDisk(ctx context.Context, name string, size int64) (*vdisk.Disk, error) {
 	if err := p.gate(); err != nil {
 		return nil, err
 	}
@@ -62,16 +67,12 @@ func (p *Pool) CreateDisk(ctx context.Context, name string, size int64) (*vdisk.
 	}
 	// The disk can be found, and written to, only when its creation is on record.
 	// Once it is, only a failed log is an error: the number is used.
-	held := ctx
 	ctx = context.WithoutCancel(ctx)
 	if err := p.appendOp(ctx, id, payload); err != nil {
 		return nil, fmt.Errorf("create disk %s: %w", name, err)
 	}
 	p.addDisk(id, meta)
 	p.openDisk(id, meta)
-	if err := p.hold(held); err != nil {
-		return nil, fmt.Errorf("create disk %s: %w", name, err)
-	}
 	return p.Disk(name)
 }
 

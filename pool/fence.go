@@ -34,7 +34,8 @@ type Fence struct {
 // isFenced tells whether the gate is shut because of another owner.
 func (p *Pool) isFenced() bool { return errors.Is(p.gate(), vdisk.ErrFenced) }
 
-// noteFence lists what a fenced pool has lost. It is called once, by the goroutine that was the publisher.
+// noteFence lists what a fenced pool has lost. It is called once, by the goroutine that was the publisher, or once that has
+// ended.
 func (p *Pool) noteFence() {
 	ctx, cancel := context.WithTimeout(context.Background(), fencePatience)
 	defer cancel()

@@ -23,6 +23,10 @@ type FsckReport struct {
 	Orphans     int   `json:"orphans"`
 	OrphanBytes int64 `json:"orphan_bytes"`
 	Reclaimed   bool  `json:"reclaimed,omitempty"`
+	// Strays are shards of segments that are in use, on targets where no row has them: a repair that did not come to its
+	// end has left them, or is under way. They take space until their segment goes.
+	Strays     int   `json:"strays,omitempty"`
+	StrayBytes int64 `json:"stray_bytes,omitempty"`
 }
 
 // Bad tells whether something that is needed may be deleted, or cannot be had.
@@ -81,9 +85,15 @@ func (p *Pool) findOrphans(ctx context.Context, r *FsckReport, reclaim bool) err
 			var keys []string
 			for _, o := range objs {
 				after = o.Key
-				if id, e, _, ok := segment.ParseKey(o.Key); ok && e < epoch && !p.known(id, e) {
+				id, e, shard, ok := segment.ParseKey(o.Key)
+				switch {
+				case !ok || e >= epoch:
+				case !p.known(id, e):
 					keys = append(keys, o.Key)
 					r.OrphanBytes += o.Size
+				case p.strays(id, e, shard, m.ID):
+					r.Strays++
+					r.StrayBytes += o.Size
 				}
 			}
 			r.Orphans += len(keys)
@@ -95,6 +105,12 @@ func (p *Pool) findOrphans(ctx context.Context, r *FsckReport, reclaim bool) err
 	}
 	r.Reclaimed = reclaim
 	return nil
+}
+
+// strays tells whether the row of a segment has that shard on another target, or on none that is a member any more.
+func (p *Pool) strays(id block.SegmentID, epoch uint64, shard int, on block.TargetID) bool {
+	info, ok := p.segmentInfo(id)
+	return ok && info.Epoch == epoch && shard < info.Shards() && info.Targets[shard] != on
 }
 
 // known tells whether the maps know a segment, or what is to be deleted names it.

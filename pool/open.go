@@ -497,7 +497,9 @@ func (p *Pool) claim(ctx context.Context, o root.ClaimOptions) error {
 	p.mu.Unlock()
 	p.noteClaim()
 	p.pub.nextSeg = max(p.pub.nextSeg, block.SegmentID(v.SegLimit))
-	p.repair.weak.Store(v.Cfg.No > 1) // it may have been left so
+	if v.Cfg.No > 1 {
+		p.repair.weak.Store(true) // it may have been left so
+	}
 	p.o.Log.Info("pool claimed", "pool", p.o.Name, "epoch", p.epoch.Load(), "cut", v.Cut)
 	return nil
 }

@@ -258,9 +258,14 @@ func (p *Pool) owns(c *root.Copy) bool {
 	return c.Val.Owner == p.logID.String() && c.Accepted.Epoch <= p.epoch.Load()
 }
 
-// stopServing ends a pool that has been found to be another's.
+// stopServing ends a pool that has been found to be another's. If the publisher had ended before, for another reason, it
+// cannot list what is lost: this does.
 func (p *Pool) stopServing(err error) {
 	p.stopPublishing(err)
 	p.pub.cancel()
 	p.pulse.end()
+	<-p.pub.done
+	if p.isFenced() && p.fence.Load() == nil {
+		p.noteFence()
+	}
 }

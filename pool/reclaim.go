@@ -78,41 +78,47 @@ const (
 	deleteTimeout   = time.Minute
 )
 
-// reclaimSpace runs until ctx ends. It fails only if the pool has another owner.
+// reclaimSpace runs until ctx ends. It fails only if the pool has another owner. A step that fails keeps the others from
+// nothing: each takes up only what is on record as far as it needs.
 func (p *Pool) reclaimSpace(ctx context.Context) error {
 	tick := time.NewTicker(p.o.reclaimTick)
 	defer tick.Stop()
 	round, listed := time.Now(), ckptID{} // of the last round; the newest checkpoint when ckpt/ was listed
+	steps := []func(context.Context) error{
+		p.dropDisks,
+		func(ctx context.Context) error {
+			if time.Since(round) < p.o.reclaimRound {
+				return nil
+			}
+			round = time.Now()
+			return p.reclaimRound(ctx)
+		},
+		p.startClocks,
+		func(ctx context.Context) (err error) {
+			listed, err = p.doomParts(ctx, listed)
+			return err
+		},
+		p.deleteDue,
+	}
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:
 		}
-		err := ctx.Err() // goes before what is ready as well
-		if err == nil {
-			err = p.dropDisks(ctx)
-		}
-		if err == nil && time.Since(round) >= p.o.reclaimRound {
-			round = time.Now()
-			err = p.reclaimRound(ctx)
-		}
-		if err == nil {
-			err = p.startClocks(ctx)
-		}
-		if err == nil {
-			listed, err = p.doomParts(ctx, listed)
-		}
-		if err == nil {
-			err = p.deleteDue(ctx)
-		}
-		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case errors.Is(err, root.ErrFenced), errors.Is(err, root.ErrHeld), errors.Is(err, root.ErrNewer):
-			return fmt.Errorf("reclaim: %w", err)
-		case err != nil:
-			p.o.Log.Warn("reclaim goes on later", "pool", p.o.Name, "err", err)
+		for _, step := range steps {
+			if ctx.Err() != nil { // goes before what is ready as well
+				return ctx.Err()
+			}
+			err := step(ctx)
+			switch {
+			case ctx.Err() != nil:
+				return ctx.Err()
+			case errors.Is(err, root.ErrFenced), errors.Is(err, root.ErrHeld), errors.Is(err, root.ErrNewer):
+				return fmt.Errorf("reclaim: %w", err)
+			case err != nil:
+				p.o.Log.Warn("reclaim goes on later", "pool", p.o.Name, "err", err)
+			}
 		}
 	}
 }
@@ -378,21 +384,20 @@ func (p *Pool) deleteDue(ctx context.Context) error {
 }
 
 // objects are those of d, by target. A shard that is said to be missing may be anywhere: its put may have
-// succeeded without an answer.
-func (d *doomed) objects(members []root.Member, add func(t block.TargetID, key string)) {
+// succeeded without an answer. So may any shard once the members have changed: a repair may have stored it where no row
+// says so, or a host that was lost may have known a row that no checkpoint has.
+func (d *doomed) objects(cfg root.Config, add func(t block.TargetID, key string)) {
 	if d.Segment == nil {
 		add(d.Target, d.Key)
 		return
 	}
 	for i, t := range d.Segment.Targets {
-		if t != 0 {
+		if t != 0 && cfg.No <= 1 {
 			add(t, d.Segment.Key(i))
 			continue
 		}
-		for _, m := range members {
-			if !m.Witness {
-				add(m.ID, d.Segment.Key(i))
-			}
+		for _, m := range dataMembers(cfg) {
+			add(m, d.Segment.Key(i))
 		}
 	}
 }
@@ -405,7 +410,7 @@ func (p *Pool) deleteDoomed(ctx context.Context, list []doomed) (gone []bool, er
 	keys, of := map[block.TargetID][]string{}, map[block.TargetID][]int{}
 	for i := range list {
 		gone[i] = true
-		list[i].objects(cfg.Members, func(t block.TargetID, key string) {
+		list[i].objects(cfg, func(t block.TargetID, key string) {
 			keys[t], of[t] = append(keys[t], key), append(of[t], i)
 		})
 	}

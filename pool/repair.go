@@ -455,56 +455,85 @@ func (r *pace) wait(ctx context.Context, bytes int64) error {
 	}
 }
 
+// ask has the committer publish a checkpoint with its next answer; of two that are asked for it makes the one with more.
+func (r *repairer) ask(want int32) {
+	for {
+		was := r.want.Load()
+		if was >= want || r.want.CompareAndSwap(was, want) {
+			return
+		}
+	}
+}
+
 // publishPlaces has a checkpoint published if rows of segments have changed since the last, and one with all
-// maps if the last one lacks copies. It reports whether there was need.
-func (p *Pool) publishPlaces(ctx context.Context) (bool, error) {
+// maps if the last one lacks copies. It reports whether there was need. Maps that are far are fetched first, so that
+// cuts need not wait for them; if one cannot be read, that is the error, but places are published all the same.
+func (p *Pool) publishPlaces(ctx context.Context) (published bool, err error) {
+	weak := p.repair.weak.Swap(false) // before looking: what is lost from here on is the next one's
+	defer func() {
+		if weak && err != nil {
+			p.repair.weak.Store(true)
+		}
+	}()
 	want := wantNothing
 	if len(p.repair.notPublished()) > 0 {
 		want = wantCheckpoint
 	}
-	if p.repair.weak.Load() {
-		weak, err := p.checkpointWeak(ctx)
+	var unread error
+	if weak {
+		lacks, err := p.checkpointWeak(ctx)
 		for wait := backoff(0); err != nil; wait = wait.next() {
 			p.o.Log.Warn("published checkpoint not looked through, trying again", "pool", p.o.Name, "err", err)
 			if serr := wait.sleep(ctx); serr != nil {
 				return false, serr
 			}
-			weak, err = p.checkpointWeak(ctx)
+			lacks, err = p.checkpointWeak(ctx)
 		}
-		if weak {
-			want = wantWholeCheckpoint
+		if lacks {
+			if unread = p.needAllRuns(ctx); ctx.Err() != nil {
+				return false, ctx.Err()
+			}
+			if unread == nil {
+				want = wantWholeCheckpoint
+			}
 		}
 	}
 	if want == wantNothing {
-		p.repair.weak.Store(false)
-		return false, nil
+		return false, unread
 	}
-	p.repair.want.Store(want)
+	p.repair.ask(want)
 	if err := p.Publish(ctx); err != nil {
 		return false, err
 	}
-	p.repair.weak.Store(false)
-	return true, nil
+	return true, unread
 }
 
-// checkpointIfWanted publishes the checkpoint that a repair or a scrub has asked for. It belongs to the committer. One
-// with all maps has them fetched first, from where the older checkpoints have them.
+// needAllRuns fetches the maps that are far, from where the older checkpoints have them, as one with all maps needs
+// them. It waits for the targets; without the end of ctx its error is damage of all copies.
+func (p *Pool) needAllRuns(ctx context.Context) error {
+	err := p.needRuns(ctx, p.runs.Partial())
+	if err != nil && ctx.Err() == nil {
+		err = fmt.Errorf("no new checkpoint of all maps: one cannot be read: %w", err)
+		p.o.Log.Error("no new checkpoint of all maps", "pool", p.o.Name, "err", err)
+	}
+	return err
+}
+
+// checkpointIfWanted publishes the checkpoint that a repair or a scrub has asked for. It belongs to the committer,
+// and so waits for no map: who asks for one with all maps has had them fetched. Should some be far even so, the older
+// checkpoints' parts stay in use, and the checkpoint counts as lacking copies still.
 func (p *Pool) checkpointIfWanted(ctx context.Context) error {
 	want := p.repair.want.Swap(wantNothing)
 	if want == wantNothing || p.value().Cut == 0 {
 		return nil
 	}
-	if want == wantWholeCheckpoint {
-		if err := p.needRuns(ctx, p.runs.Partial()); err != nil && ctx.Err() == nil {
-			p.o.Log.Error("no new checkpoint of all maps: one cannot be read", "pool", p.o.Name, "err", err)
-			return nil
-		} else if err != nil {
-			return err
-		}
-	}
 	p.pub.own.Lock()
 	defer p.pub.own.Unlock()
-	if want == wantWholeCheckpoint {
+	switch {
+	case want < wantWholeCheckpoint:
+	case len(p.runs.Partial()) > 0:
+		p.repair.weak.Store(true)
+	default:
 		p.pub.ckpt.runs, p.pub.ckpt.old = nil, false // readers go on finding the older parts
 	}
 	return p.publishCheckpoint(ctx)

@@ -26,7 +26,8 @@ import (
 //
 // Until the last step a fresh host looks for the shard where it was, so the segment still counts as below
 // strength: see repairer.unpublished. A crash before the record leaves an object that the next attempt finds
-// under its name, with the same bytes.
+// under its name, with the same bytes. If that goes elsewhere, or if the host with the record is lost before the last step, the
+// object is a stray: no row has it. It is never read, fsck counts it, and it is deleted with its segment.
 
 // metaPlacement is the kind of the metadata record that says where the shards of a segment are from here on:
 //
@@ -95,12 +96,22 @@ func (p *Pool) restoreShard(ctx context.Context, info segment.Info, shard int, t
 	}
 	err := p.restore(ctx, info, shard, to, damaged)
 	if err == nil {
-		err = p.placeShard(info, shard, to)
+		if err = p.placeShard(info, shard, to); errors.Is(err, errGone) {
+			p.dropRestored(info, shard, to)
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("restore shard %d of segment %d: %w", shard, info.ID, err)
 	}
 	return nil
+}
+
+// dropRestored has the object deleted that was stored for a segment which went meanwhile. What its row had there goes
+// with it, if it has not gone already; else no checkpoint ever had it.
+func (p *Pool) dropRestored(info segment.Info, shard int, to block.TargetID) {
+	if info.Targets[shard] != to || !p.known(info.ID, info.Epoch) {
+		p.doomKeys(to, []string{info.Key(shard)})
+	}
 }
 
 // restoresMax is how many shards are restored at a time; restoreTimeout is for one transfer of one.

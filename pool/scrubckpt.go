@@ -68,8 +68,11 @@ func (s *scrubber) renewCheckpoints(ctx context.Context, old []root.CheckpointRe
 	case !s.p.isClaimed() || s.p.broken.Load() != nil || s.p.gate() != nil:
 		return outStopped
 	}
+	if err := s.p.needAllRuns(ctx); err != nil {
+		return fmt.Sprintf("not repaired: %v", err)
+	}
 	for range root.CheckpointsMax {
-		s.p.repair.want.Store(wantWholeCheckpoint)
+		s.p.repair.ask(wantWholeCheckpoint)
 		if err := s.p.Publish(ctx); err != nil {
 			return fmt.Sprintf("not repaired: no new checkpoint was published: %v", err)
 		}

@@ -167,6 +167,9 @@ func runPoolFsck(ctx context.Context, a *app, name string, o api.Fsck) error {
 		}
 		if r.Orphans >= 0 {
 			fmt.Fprintf(a.stdout, "  %d orphans, %s\n", r.Orphans, config.Bytes(r.OrphanBytes))
+			if r.Strays > 0 {
+				fmt.Fprintf(a.stdout, "  %d shards where no row has them, %s: they go with their segments\n", r.Strays, config.Bytes(r.StrayBytes))
+			}
 		}
 	}
 	if err == nil && r.Bad() {
