@@ -281,6 +281,9 @@ func (w *world) checkRot(all [][]byte) error {
 			return b
 		}
 		g := w.storeOf(info.Targets[shard])
+		if g == nil {
+			return fmt.Errorf("segment %d is said to be on target %d, which no copy of the root has", info.ID, info.Targets[shard])
+		}
 		g.Damage(info.Key(shard), flip)
 		defer g.Damage(info.Key(shard), flip)
 		w.stats.inc("I6 shards rotten")

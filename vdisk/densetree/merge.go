@@ -1,6 +1,7 @@
 package densetree
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -69,11 +70,20 @@ func (t *Tree) mergeFrozen() error {
 	if len(frozen) == 0 {
 		return nil
 	}
-	if planted.Bug("merge: level 0 gone before the runs hold it") {
-		frozen = frozen[:len(frozen)-1]
-	}
 	m := merger{t: t, level: 1, from: frozen}
-	return m.run()
+	if err := m.run(); err != nil {
+		return err
+	}
+	return gone(frozen, t.row(0))
+}
+
+// gone tells whether the frozen level 0 gave way to nothing, or to the next one. If it were still there mergeLoop would
+// merge it again at once, and again, while the writer waits: an error has it tried again when level 0 has grown.
+func gone(merged, frozen []*Run) error {
+	if len(frozen) > 0 && frozen[len(frozen)-1] == merged[len(merged)-1] {
+		return errors.New("level 0 is still there though it was merged")
+	}
+	return nil
 }
 
 // mergeRun merges one run of level i into the one below, the runs taking turns.
@@ -119,6 +129,9 @@ const mergeLostMax = 64 << 10
 
 func (m *merger) run() error {
 	m.left = m.from
+	if m.level == 1 && planted.Bug("merge: level 0 gone before the runs hold it") {
+		m.from = m.from[:len(m.from)-1]
+	}
 	for _, r := range m.from { // it is read to its end, though the tree lets go of it before
 		r.refs.Add(1)
 		defer r.release()
