@@ -112,8 +112,9 @@ type Gateway interface {
 	Disk(name string) (pool.DiskInfo, error)
 	// CreateDisk checks name and size and reports violations as ErrBadRequest.
 	CreateDisk(ctx context.Context, d NewDisk) (pool.DiskInfo, error)
-	Pools() []pool.Status
-	Pool(name string) (pool.Status, error)
+	// Pools and Pool ask the targets how they are, for a moment.
+	Pools(ctx context.Context) []pool.Status
+	Pool(ctx context.Context, name string) (pool.Status, error)
 	DiskOperator
 	// ReleasePool publishes all of a pool, ends serving it and gives it up; ErrNoPool if it is not served.
 	ReleasePool(ctx context.Context, name string) (pool.Status, error)
@@ -130,8 +131,8 @@ func Handler(g Gateway, metrics http.Handler) http.Handler {
 	get("/v1/version", func(*http.Request) (any, error) { return Version{g.Version()}, nil })
 	get("/v1/disks", func(*http.Request) (any, error) { return g.Disks(), nil })
 	get("/v1/disks/{name}", func(r *http.Request) (any, error) { return g.Disk(r.PathValue("name")) })
-	get("/v1/pools", func(*http.Request) (any, error) { return g.Pools(), nil })
-	get("/v1/pools/{name}", func(r *http.Request) (any, error) { return g.Pool(r.PathValue("name")) })
+	get("/v1/pools", func(r *http.Request) (any, error) { return g.Pools(r.Context()), nil })
+	get("/v1/pools/{name}", func(r *http.Request) (any, error) { return g.Pool(r.Context(), r.PathValue("name")) })
 	mux.HandleFunc("POST /v1/disks", func(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusCreated)(createDisk(g, w, r))
 	})
