@@ -36,7 +36,7 @@ if segments have too few intact shards left.`,
 		RunE: func(cmd *cobra.Command, args []string) error { return runPoolRepair(cmd.Context(), a, o, args) },
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.rate, "rate", "", "restore at most so many bytes per second, for example 50MiB (default: as fast as the targets go)")
+	f.StringVar(&o.rate, "rate", "", "restore at most so many bytes per second, for example 50MiB; at least 64KiB (default: as fast as the targets go)")
 	f.BoolVar(&o.detach, "detach", false, "return once the job has begun; see \"gateway job list\"")
 	return cmd
 }
@@ -49,46 +49,39 @@ type repaired struct {
 }
 
 func runPoolRepair(ctx context.Context, a *app, o repairOptions, names []string) error {
-	var q api.RepairRequest
-	if o.rate != "" {
-		rate, err := config.ParseSize(o.rate)
-		if err != nil || rate <= 0 {
-			return usagef("--rate %q: want a size per second, for example 50MiB", o.rate)
-		}
-		q.BytesPerSecond = int64(rate)
+	rate, err := rateFlag(o.rate)
+	if err != nil {
+		return err
 	}
 	c, err := a.client()
 	if err != nil {
 		return err
 	}
-	if len(names) == 0 {
-		ps, err := c.Pools(ctx)
-		if err != nil {
-			return err
-		}
-		for _, p := range ps {
-			names = append(names, p.Name)
-		}
+	if names, err = namesOrAll(ctx, c, names); err != nil {
+		return err
 	}
 	done := []repaired{}
 	var errs []error
 	for _, name := range names {
-		j, err := c.StartRepair(ctx, name, q)
+		j, err := c.StartRepair(ctx, name, api.RepairRequest{BytesPerSecond: rate})
 		if err != nil {
 			return err
 		}
 		r := repaired{Pool: name, Job: j.ID}
-		if !o.detach {
-			if j, err = a.follow(ctx, c, j); err == nil {
-				err = outcome(j, &r.RepairReport)
-			}
-			if err != nil {
-				return fmt.Errorf("pool %s: repair: %w", name, err)
-			}
-			errs = append(errs, r.trouble())
+		if o.detach {
+			done = append(done, r)
+			a.printDetached(name, j)
+			continue
 		}
+		if j, err = a.follow(ctx, c, j); err == nil {
+			err = outcome(j, &r.RepairReport)
+		}
+		if err != nil {
+			return fmt.Errorf("pool %s: repair: %w", name, err)
+		}
+		errs = append(errs, r.trouble())
 		if done = append(done, r); !a.json {
-			r.print(a, o.detach)
+			fmt.Fprintf(a.stdout, "pool %s: %d shards of %d segments restored, %v\n", r.Pool, r.Restored, r.Segments, config.Bytes(r.RestoredBytes))
 		}
 	}
 	err = errors.Join(errs...)
@@ -99,14 +92,6 @@ func runPoolRepair(ctx context.Context, a *app, o repairOptions, names []string)
 		return perr
 	}
 	return &reportedError{err}
-}
-
-func (r repaired) print(a *app, detached bool) {
-	if detached {
-		fmt.Fprintf(a.stdout, "pool %s: job %s\n", r.Pool, r.Job)
-		return
-	}
-	fmt.Fprintf(a.stdout, "pool %s: %d shards of %d segments restored, %v\n", r.Pool, r.Restored, r.Segments, config.Bytes(r.RestoredBytes))
 }
 
 // trouble is what a repair could not do.
