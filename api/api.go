@@ -13,13 +13,13 @@
 //	POST /v1/pools/{name}/fsck        Fsck → pool.FsckReport
 //	GET  /v1/pools          []pool.Status
 //	GET  /v1/pools/{name}   pool.Status
-//	POST /v1/pools/{name}/scrub  ScrubRequest → pool.ScrubReport, when it is done; ends if the client goes
 //	POST /v1/pools/{name}/release   pool.Status, as it is when everything is published and nobody owns the pool
 //	GET  /metrics           Prometheus text
 //
 // Long work is a job: it is started by a request that returns at once, and looked after by its id.
 //
 //	POST /v1/pools/{name}/repair           RepairRequest → 202 and a Job, whose Report is a pool.RepairReport
+//	POST /v1/pools/{name}/scrub            ScrubRequest → 202 and a Job, whose Report is a pool.ScrubReport
 //	POST /v1/pools/{name}/replace-target   TargetRequest → pool.TargetChange
 //	POST /v1/pools/{name}/add-target       TargetRequest → pool.TargetChange
 //	GET  /v1/jobs                          []Job
@@ -41,6 +41,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"syscall"
 	"time"
 
 	"graindisk/internal/jobs"
@@ -112,8 +113,9 @@ type Gateway interface {
 	Disk(name string) (pool.DiskInfo, error)
 	// CreateDisk checks name and size and reports violations as ErrBadRequest.
 	CreateDisk(ctx context.Context, d NewDisk) (pool.DiskInfo, error)
-	Pools() []pool.Status
-	Pool(name string) (pool.Status, error)
+	// Pools and Pool ask the targets how they are, for a moment.
+	Pools(ctx context.Context) []pool.Status
+	Pool(ctx context.Context, name string) (pool.Status, error)
 	DiskOperator
 	// ReleasePool publishes all of a pool, ends serving it and gives it up; ErrNoPool if it is not served.
 	ReleasePool(ctx context.Context, name string) (pool.Status, error)
@@ -130,17 +132,14 @@ func Handler(g Gateway, metrics http.Handler) http.Handler {
 	get("/v1/version", func(*http.Request) (any, error) { return Version{g.Version()}, nil })
 	get("/v1/disks", func(*http.Request) (any, error) { return g.Disks(), nil })
 	get("/v1/disks/{name}", func(r *http.Request) (any, error) { return g.Disk(r.PathValue("name")) })
-	get("/v1/pools", func(*http.Request) (any, error) { return g.Pools(), nil })
-	get("/v1/pools/{name}", func(r *http.Request) (any, error) { return g.Pool(r.PathValue("name")) })
+	get("/v1/pools", func(r *http.Request) (any, error) { return g.Pools(r.Context()), nil })
+	get("/v1/pools/{name}", func(r *http.Request) (any, error) { return g.Pool(r.Context(), r.PathValue("name")) })
 	mux.HandleFunc("POST /v1/disks", func(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusCreated)(createDisk(g, w, r))
 	})
 	handleDiskOps(mux, g)
 	if w, ok := g.(Worker); ok {
 		handleWork(mux, w)
-	}
-	if s, ok := g.(Scrubber); ok {
-		handleScrub(mux, s)
 	}
 	mux.HandleFunc("POST /v1/pools/{name}/release", func(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusOK)(g.ReleasePool(r.Context(), r.PathValue("name")))
@@ -203,8 +202,9 @@ func Serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger
 
 // Client talks to a gateway's admin socket. Safe for concurrent use.
 type Client struct {
-	http   http.Client
-	socket string
+	http     http.Client
+	socket   string
+	patience time.Duration // instead of AskPatience and ChangePatience, for tests; 0: those
 }
 
 // NewClient returns a client of the socket; nothing is dialled yet.
@@ -217,29 +217,41 @@ func NewClient(socket string) *Client {
 	return c
 }
 
+// ErrNoGateway means that nobody listens on the admin socket.
+var ErrNoGateway = errors.New("no gateway runs there")
+
+// How long the gateway may take for an answer. What may take long has no bound but that of its context: whoever waits for
+// it can end it.
+const (
+	// AskPatience is for questions, and for what only begins or ends a job.
+	AskPatience = 20 * time.Second
+	// ChangePatience is for what a gateway does at once unless its tier or its targets keep it from that.
+	ChangePatience = time.Minute
+)
+
 // Disks lists the disks.
 func (c *Client) Disks(ctx context.Context) (ds []pool.DiskInfo, err error) {
-	return ds, c.do(ctx, http.MethodGet, "/v1/disks", nil, &ds)
+	return ds, c.ask(ctx, http.MethodGet, "/v1/disks", nil, &ds)
 }
 
 // Disk describes one disk; pool.ErrNoDisk if there is none of that name.
 func (c *Client) Disk(ctx context.Context, name string) (d pool.DiskInfo, err error) {
-	return d, c.do(ctx, http.MethodGet, "/v1/disks/"+url.PathEscape(name), nil, &d)
+	return d, c.ask(ctx, http.MethodGet, "/v1/disks/"+url.PathEscape(name), nil, &d)
 }
 
 // CreateDisk makes a disk; pool.ErrExists if the name is taken.
 func (c *Client) CreateDisk(ctx context.Context, n NewDisk) (d pool.DiskInfo, err error) {
-	return d, c.do(ctx, http.MethodPost, "/v1/disks", n, &d)
+	return d, c.change(ctx, http.MethodPost, "/v1/disks", n, &d)
 }
 
 // Pools describes the pools.
 func (c *Client) Pools(ctx context.Context) (ps []pool.Status, err error) {
-	return ps, c.do(ctx, http.MethodGet, "/v1/pools", nil, &ps)
+	return ps, c.ask(ctx, http.MethodGet, "/v1/pools", nil, &ps)
 }
 
 // Pool describes one pool; ErrNoPool if there is none of that name.
 func (c *Client) Pool(ctx context.Context, name string) (s pool.Status, err error) {
-	return s, c.do(ctx, http.MethodGet, "/v1/pools/"+url.PathEscape(name), nil, &s)
+	return s, c.ask(ctx, http.MethodGet, "/v1/pools/"+url.PathEscape(name), nil, &s)
 }
 
 // ReleasePool has the gateway publish and give up a pool; ErrNoPool if it serves none of that name.
@@ -247,6 +259,33 @@ func (c *Client) ReleasePool(ctx context.Context, name string) (s pool.Status, e
 	return s, c.do(ctx, http.MethodPost, "/v1/pools/"+url.PathEscape(name)+"/release", nil, &s)
 }
 
+// errSlow is the cause of a request that took too long.
+var errSlow = errors.New("no answer in time")
+
+// ask is do for what is answered at once.
+func (c *Client) ask(ctx context.Context, method, path string, in, out any) error {
+	return c.within(ctx, AskPatience, "", method, path, in, out)
+}
+
+// change is do for what takes a moment.
+func (c *Client) change(ctx context.Context, method, path string, in, out any) error {
+	return c.within(ctx, ChangePatience, "; what was asked for may still be done: look before you ask again", method, path, in, out)
+}
+
+func (c *Client) within(ctx context.Context, patience time.Duration, note, method, path string, in, out any) error {
+	if c.patience > 0 {
+		patience = c.patience
+	}
+	actx, cancel := context.WithTimeoutCause(ctx, patience, errSlow)
+	defer cancel()
+	err := c.do(actx, method, path, in, out)
+	if err != nil && ctx.Err() == nil && errors.Is(context.Cause(actx), errSlow) {
+		return fmt.Errorf("the gateway does not answer on %s: nothing within %v; it hangs, or its host has too much to do: see its log and what else runs there%s", c.socket, patience, note)
+	}
+	return err
+}
+
+// do makes a request and decodes the answer, for as long as it takes.
 func (c *Client) do(ctx context.Context, method, path string, in, out any) error {
 	var body io.Reader
 	if in != nil {
@@ -261,8 +300,13 @@ func (c *Client) do(ctx context.Context, method, path string, in, out any) error
 		return err
 	}
 	resp, err := c.http.Do(req)
-	if err != nil {
-		return fmt.Errorf("admin socket %s: %w; is the gateway running?", c.socket, errors.Unwrap(err))
+	switch {
+	case ctx.Err() != nil && err != nil:
+		return ctx.Err()
+	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("admin socket %s: %w; start it with \"gateway serve\"", c.socket, ErrNoGateway)
+	case err != nil:
+		return fmt.Errorf("admin socket %s: %w", c.socket, errors.Unwrap(err))
 	}
 	defer resp.Body.Close()
 	dec := json.NewDecoder(io.LimitReader(resp.Body, 64<<20))

@@ -45,8 +45,8 @@ func (g *fakeGateway) CreateDisk(_ context.Context, n NewDisk) (pool.DiskInfo, e
 	g.disks[n.Name] = pool.DiskInfo{Name: n.Name, SizeBytes: n.SizeBytes}
 	return g.disks[n.Name], nil
 }
-func (*fakeGateway) Pools() []pool.Status { return []pool.Status{{Name: "main"}} }
-func (*fakeGateway) Pool(name string) (pool.Status, error) {
+func (*fakeGateway) Pools(context.Context) []pool.Status { return []pool.Status{{Name: "main"}} }
+func (*fakeGateway) Pool(_ context.Context, name string) (pool.Status, error) {
 	if name != "main" {
 		return pool.Status{}, fmt.Errorf("pool %s: %w", name, ErrNoPool)
 	}
@@ -54,7 +54,7 @@ func (*fakeGateway) Pool(name string) (pool.Status, error) {
 }
 
 func (g *fakeGateway) ReleasePool(_ context.Context, name string) (pool.Status, error) {
-	switch s, err := g.Pool(name); {
+	switch s, err := g.Pool(context.Background(), name); {
 	case err != nil:
 		return s, err
 	case len(g.disks) > 1:

@@ -91,27 +91,27 @@ func diskPath(name, what string) string { return "/v1/disks/" + url.PathEscape(n
 
 // DeletedDisks lists the deleted disks that can be had back.
 func (c *Client) DeletedDisks(ctx context.Context) (ds []pool.DeletedDisk, err error) {
-	return ds, c.do(ctx, http.MethodGet, "/v1/deleted-disks", nil, &ds)
+	return ds, c.ask(ctx, http.MethodGet, "/v1/deleted-disks", nil, &ds)
 }
 
 // DeleteDisk deletes a disk; pool.ErrInUse if clients have it open and o does not say that this is no matter.
 func (c *Client) DeleteDisk(ctx context.Context, name string, o DeleteDisk) error {
-	return c.do(ctx, http.MethodDelete, diskPath(name, ""), o, &struct{}{})
+	return c.change(ctx, http.MethodDelete, diskPath(name, ""), o, &struct{}{})
 }
 
 // UndeleteDisk brings a deleted disk back; pool.ErrNoDisk if there is none, pool.ErrExists if the name is taken.
 func (c *Client) UndeleteDisk(ctx context.Context, name string, o UndeleteDisk) (d pool.DiskInfo, err error) {
-	return d, c.do(ctx, http.MethodPost, diskPath(name, "/undelete"), o, &d)
+	return d, c.change(ctx, http.MethodPost, diskPath(name, "/undelete"), o, &d)
 }
 
 // RenameDisk renames a disk; pool.ErrExists if the name is taken.
 func (c *Client) RenameDisk(ctx context.Context, name string, o RenameDisk) (d pool.DiskInfo, err error) {
-	return d, c.do(ctx, http.MethodPost, diskPath(name, "/rename"), o, &d)
+	return d, c.change(ctx, http.MethodPost, diskPath(name, "/rename"), o, &d)
 }
 
 // ResizeDisk makes a disk longer or shorter; pool.ErrShrink if it would be shorter and o does not say that it may.
 func (c *Client) ResizeDisk(ctx context.Context, name string, o ResizeDisk) (d pool.DiskInfo, err error) {
-	return d, c.do(ctx, http.MethodPost, diskPath(name, "/resize"), o, &d)
+	return d, c.change(ctx, http.MethodPost, diskPath(name, "/resize"), o, &d)
 }
 
 // Fsck counts a pool's maps anew; ErrNoPool if there is none of that name.

@@ -15,7 +15,7 @@ import (
 
 // RepairRequest asks for a repair. Its body may be left out.
 type RepairRequest struct {
-	BytesPerSecond int64 `json:"bytes_per_second"` // of restored shards; 0 is no limit
+	BytesPerSecond int64 `json:"bytes_per_second"` // of restored shards; 0 is no limit, else at least RateMin
 }
 
 // TargetRequest names a configured target.
@@ -33,6 +33,8 @@ type Job struct {
 type Worker interface {
 	// StartRepair fails with jobs.ErrRunning if the pool is being repaired by a job.
 	StartRepair(pool string, r RepairRequest) (jobs.Job, error)
+	// StartScrub fails with jobs.ErrRunning if the pool is being scrubbed by a job.
+	StartScrub(pool string, r ScrubRequest) (jobs.Job, error)
 	// ReplaceTarget returns when the members have changed. With add, the target is a new one.
 	ReplaceTarget(ctx context.Context, pool, target string, add bool) (pool.TargetChange, error)
 	Jobs() []jobs.Job
@@ -49,10 +51,20 @@ func handleWork(mux *http.ServeMux, g Worker) {
 		if err := decodeBody(w, r, &q); err != nil {
 			return nil, err
 		}
-		if q.BytesPerSecond < 0 {
-			return nil, fmt.Errorf("%w: %d bytes per second", ErrBadRequest, q.BytesPerSecond)
+		if err := checkRate(q.BytesPerSecond); err != nil {
+			return nil, err
 		}
 		return g.StartRepair(r.PathValue("name"), q)
+	})
+	handle("POST /v1/pools/{name}/scrub", http.StatusAccepted, func(w http.ResponseWriter, r *http.Request) (any, error) {
+		var q ScrubRequest
+		if err := decodeBody(w, r, &q); err != nil {
+			return nil, err
+		}
+		if err := checkRate(q.BytesPerSecond); err != nil {
+			return nil, err
+		}
+		return g.StartScrub(r.PathValue("name"), q)
 	})
 	change := func(add bool) func(w http.ResponseWriter, r *http.Request) (any, error) {
 		return func(w http.ResponseWriter, r *http.Request) (any, error) {
@@ -72,6 +84,17 @@ func handleWork(mux *http.ServeMux, g Worker) {
 	})
 }
 
+// RateMin is the least bound of a repair or a scrub, in bytes a second: with less they would not end.
+const RateMin = 64 << 10
+
+// checkRate refuses a rate below RateMin that is not 0.
+func checkRate(perSecond int64) error {
+	if perSecond < 0 || perSecond > 0 && perSecond < RateMin {
+		return fmt.Errorf("%w: a rate of %d bytes per second: at least %d, or 0 for no bound", ErrBadRequest, perSecond, RateMin)
+	}
+	return nil
+}
+
 // decodeBody reads a request; an empty body leaves v as it is.
 func decodeBody(w http.ResponseWriter, r *http.Request, v any) error {
 	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, bodyBytesMax))
@@ -84,7 +107,7 @@ func decodeBody(w http.ResponseWriter, r *http.Request, v any) error {
 
 // StartRepair begins a repair of a pool.
 func (c *Client) StartRepair(ctx context.Context, pool string, r RepairRequest) (j Job, err error) {
-	return j, c.do(ctx, http.MethodPost, "/v1/pools/"+url.PathEscape(pool)+"/repair", r, &j)
+	return j, c.ask(ctx, http.MethodPost, "/v1/pools/"+url.PathEscape(pool)+"/repair", r, &j)
 }
 
 // ReplaceTarget makes an emptied target of a pool a new one; with add, a target that the pool did not have before.
@@ -98,15 +121,15 @@ func (c *Client) ReplaceTarget(ctx context.Context, poolName, target string, add
 
 // Jobs lists the jobs under way and some of those that ended, the newest last.
 func (c *Client) Jobs(ctx context.Context) (js []Job, err error) {
-	return js, c.do(ctx, http.MethodGet, "/v1/jobs", nil, &js)
+	return js, c.ask(ctx, http.MethodGet, "/v1/jobs", nil, &js)
 }
 
 // Job describes one job; jobs.ErrNoJob if there is none of that id.
 func (c *Client) Job(ctx context.Context, id string) (j Job, err error) {
-	return j, c.do(ctx, http.MethodGet, "/v1/jobs/"+url.PathEscape(id), nil, &j)
+	return j, c.ask(ctx, http.MethodGet, "/v1/jobs/"+url.PathEscape(id), nil, &j)
 }
 
 // CancelJob asks a job to end.
 func (c *Client) CancelJob(ctx context.Context, id string) (j Job, err error) {
-	return j, c.do(ctx, http.MethodPost, "/v1/jobs/"+url.PathEscape(id)+"/cancel", nil, &j)
+	return j, c.ask(ctx, http.MethodPost, "/v1/jobs/"+url.PathEscape(id)+"/cancel", nil, &j)
 }

@@ -16,7 +16,7 @@ func (*fakeGateway) StartRepair(name string, r RepairRequest) (jobs.Job, error) 
 	switch {
 	case name != "main":
 		return jobs.Job{}, fmt.Errorf("pool %s: %w", name, ErrNoPool)
-	case r.BytesPerSecond == 1:
+	case r.BytesPerSecond == 1 << 20:
 		return jobs.Job{}, jobs.ErrRunning
 	}
 	return jobs.Job{ID: "repair-1", State: jobs.Running, Progress: jobs.Progress{BytesTotal: r.BytesPerSecond}}, nil
@@ -51,11 +51,11 @@ func (g *fakeGateway) CancelJob(id string) (jobs.Job, error) { return g.Job(id) 
 func TestLongWork(t *testing.T) {
 	c, _ := start(t)
 	ctx := context.Background()
-	j, err := c.StartRepair(ctx, "main", RepairRequest{BytesPerSecond: 77})
-	if err != nil || j.ID != "repair-1" || j.State != jobs.Running || j.Progress.BytesTotal != 77 || j.Report != nil {
+	j, err := c.StartRepair(ctx, "main", RepairRequest{BytesPerSecond: 77 << 10})
+	if err != nil || j.ID != "repair-1" || j.State != jobs.Running || j.Progress.BytesTotal != 77<<10 || j.Report != nil {
 		t.Errorf("%+v, %v", j, err)
 	}
-	for rate, want := range map[int64]error{1: jobs.ErrRunning, -1: ErrBadRequest} {
+	for rate, want := range map[int64]error{1 << 20: jobs.ErrRunning, -1: ErrBadRequest} {
 		if _, err := c.StartRepair(ctx, "main", RepairRequest{BytesPerSecond: rate}); !errors.Is(err, want) {
 			t.Errorf("rate %d: %v", rate, err)
 		}

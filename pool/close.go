@@ -145,9 +145,10 @@ type TargetStatus struct {
 	Shards  int            `json:"shards"`
 	Where   string         `json:"where"`
 	Avoided bool           `json:"avoided"` // it failed a moment ago
-	// Root is how its copy of the root was when the pool was opened: ok, missing, foreign, damaged or
-	// unreachable; empty if nobody has looked yet.
-	Root string `json:"root"`
+	// Root is how its copy of the root was when it was last looked at, see Pool.LookAtTargets: ok, missing, foreign,
+	// damaged, newer or unreachable; empty if nobody has looked yet.
+	Root      string `json:"root"`
+	RootError string `json:"root_error,omitempty"` // what more there is to say of that
 	// Health is what the store itself reports, if it does.
 	Health *backend.Health `json:"health,omitempty"`
 }
@@ -203,7 +204,7 @@ func (p *Pool) Status() Status {
 		s.Requests = s.Requests.plus(r)
 	}
 	for _, m := range v.Cfg.Members {
-		t := TargetStatus{ID: m.ID, Name: p.targetName(m.ID), Shards: shards[m.ID], Avoided: p.avoidedLocked(m.ID), Root: p.rootState(m.ID)}
+		t := TargetStatus{ID: m.ID, Name: p.targetName(m.ID), Shards: shards[m.ID], Avoided: p.avoidedLocked(m.ID), Root: p.rootState(m.ID), RootError: p.rootError(m.ID)}
 		if st, ok := p.store(m.ID); ok {
 			t.Where = st.String()
 			if c, ok := st.(*countedStore); ok {

@@ -111,6 +111,9 @@ func (p *Pool) changeMember(ctx context.Context, name string, add bool) (c Targe
 	}
 	cctx, cancel := context.WithTimeout(ctx, restoreTimeout)
 	defer cancel()
+	if err := backend.Reopen(cctx, place.Store); err != nil {
+		return c, err
+	}
 	if err := p.awaitPlace(cctx, place.Store); err != nil {
 		return c, err
 	}
@@ -190,6 +193,7 @@ func (p *Pool) setStore(m root.Member, s backend.Store) {
 	p.storesMu.Lock()
 	defer p.storesMu.Unlock()
 	p.stores[m.ID], p.names[m.ID], p.roots[m.ID] = s, m.Name, root.OK
+	delete(p.rootErrs, m.ID)
 }
 
 func (p *Pool) dropStore(t block.TargetID) {
@@ -198,6 +202,7 @@ func (p *Pool) dropStore(t block.TargetID) {
 	delete(p.stores, t)
 	delete(p.names, t)
 	delete(p.roots, t)
+	delete(p.rootErrs, t)
 }
 
 // placeOf finds a configured target.

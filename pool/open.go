@@ -277,7 +277,7 @@ func (p *Pool) setMembers(members []root.Member, views []root.TargetView) {
 	p.storesMu.Lock()
 	defer p.storesMu.Unlock()
 	p.stores, p.names = map[block.TargetID]backend.Store{}, map[block.TargetID]string{}
-	p.roots = map[block.TargetID]root.State{}
+	p.roots, p.rootErrs = map[block.TargetID]root.State{}, map[block.TargetID]error{}
 	for _, m := range members {
 		p.names[m.ID] = m.Name
 		for i, t := range p.o.Targets {
@@ -285,7 +285,7 @@ func (p *Pool) setMembers(members []root.Member, views []root.TargetView) {
 			if known && views[i].Copy.Member == m.UUID || !known && t.Name == m.Name {
 				p.stores[m.ID], p.names[m.ID] = t.Store, t.Name
 				if len(views) > 0 {
-					p.roots[m.ID] = views[i].State
+					p.roots[m.ID], p.rootErrs[m.ID] = views[i].State, views[i].Err
 				}
 			}
 		}

@@ -345,6 +345,7 @@ type Pool struct {
 	stores   map[block.TargetID]backend.Store
 	names    map[block.TargetID]string
 	roots    map[block.TargetID]root.State // of its copy of the root, when it was last looked at
+	rootErrs map[block.TargetID]error      // what more there is to say of that; nil if nothing
 
 	// mapsMu is held from a record of a change of the maps in the metadata log until the maps have
 	// changed, and over the making of a local checkpoint: that holds what the records before it say.

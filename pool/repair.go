@@ -144,6 +144,8 @@ type RepairReport struct {
 	UnreadableIDs []block.SegmentID `json:"unreadable_ids,omitempty"`
 	// Checkpoint says that one was published, with the new places.
 	Checkpoint bool `json:"checkpoint"`
+	// Away targets do not show their copy of the root; what they hold, or held, was not looked after.
+	Away []AwayTarget `json:"away_targets,omitempty"`
 }
 
 const unreadableNamed = 16
@@ -679,7 +681,8 @@ type StrengthStatus struct {
 	Unpublished   int   `json:"unpublished_segments"`
 	MissingShards int   `json:"missing_shards"` // that no target took
 	LostShards    int   `json:"lost_shards"`    // that were on targets which are no members any more
-	LackingBytes  int64 `json:"lacking_bytes"`  // of both
+	EmptiedShards int   `json:"emptied_shards"` // on members that do not show their copy of the root: they must be replaced
+	LackingBytes  int64 `json:"lacking_bytes"`  // of all these
 }
 
 // strength counts, and tells the number of shards on each target. It runs with mu held.
@@ -687,15 +690,22 @@ func (p *Pool) strengthLocked(v root.Value) (StrengthStatus, map[block.TargetID]
 	var s StrengthStatus
 	on := map[block.TargetID]int{}
 	members := dataMembers(v.Cfg)
+	emptied := map[block.TargetID]bool{}
+	for _, t := range members {
+		emptied[t] = p.emptied(t)
+	}
 	moved := p.repair.notPublished()
 	for id, i := range p.segments {
 		stored := 0
 		for _, t := range i.Targets {
 			switch {
-			case slices.Contains(members, t):
+			case slices.Contains(members, t) && !emptied[t]:
 				stored++
 				on[t]++
 				continue
+			case emptied[t]:
+				s.EmptiedShards++
+				on[t]++
 			case t == 0:
 				s.MissingShards++
 			default:

@@ -51,6 +51,9 @@ type ScrubReport struct {
 	Objects       int64     `json:"objects"`        // read: shards, parts of checkpoints, copies of the root
 	Bytes         int64     `json:"bytes"`          // read
 	Lacking       int64     `json:"lacking"`        // shards that are stored nowhere, by their segment's row: a matter for repair
+	// Dead objects are damaged or missing for good, and are no loss: nothing maps their segments any more. They are in
+	// none of the counts.
+	Dead int64 `json:"dead"`
 	ScrubCounts
 	Problems []ScrubProblem `json:"problems"` // the first thousand
 	Lost     []DamagedRange `json:"lost"`     // the first thousand
@@ -90,7 +93,7 @@ type DamagedRange struct {
 	Blocks uint64    `json:"blocks"` // of 4096 bytes
 }
 
-// Err is nil if everything was read and is as it must be, now. Else it matches ErrUnrepaired or ErrUnread.
+// Err is nil if everything was read and all that anything needs is as it must be, now. Else it matches ErrUnrepaired or ErrUnread.
 func (r ScrubReport) Err() error {
 	left := r.Damaged + r.Missing - r.Repaired
 	switch {
@@ -260,9 +263,10 @@ const (
 	outRepaired = "repaired"
 	outDryRun   = "left as it is: this was a dry run"
 	outAway     = "not repaired: too few of the others could be read now; scrub again when their targets answer"
+	outDead     = "left as it is: nothing needs it any more, its segment is on its way out"
 	outHopeless = "cannot be repaired: what is left of the others does not suffice"
-	outMember   = "not repaired: this target does not show its copy of the root; if it was emptied or replaced, make it a new member of the pool"
-	outRootDown = "not repaired: it may have promised what nobody else knows, so it counts as down; make this target a new member of the pool"
+	outMember   = "not repaired: this target does not show its copy of the root; if it was emptied or replaced, make it a new member of the pool with \"gateway pool replace-target\""
+	outRootDown = "not repaired: it may have promised what nobody else knows, so it counts as down; make this target a new member of the pool with \"gateway pool replace-target\""
 	outStopped  = "not repaired: the pool is not claimed by this gateway, or publishing has stopped"
 )
 

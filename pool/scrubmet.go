@@ -117,6 +117,17 @@ func (r ScrubReport) summary() ScrubSummary {
 	return ScrubSummary{r.Started, r.Ended, r.Segments, r.SegmentsTotal, r.Objects, r.Bytes, r.ScrubCounts}
 }
 
+// ScrubRunning tells how far the scrub is that was asked for; nil while none runs.
+func (p *Pool) ScrubRunning() *ScrubSummary {
+	p.scrubs.mu.Lock()
+	defer p.scrubs.mu.Unlock()
+	if p.scrubs.running == nil {
+		return nil
+	}
+	s := p.scrubs.running.report().summary()
+	return &s
+}
+
 // ScrubStatus tells how far scrubbing is, and what it has found.
 type ScrubStatus struct {
 	PeriodSeconds float64       `json:"period_seconds"`    // 0 = the pool is not scrubbed by itself

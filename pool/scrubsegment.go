@@ -188,14 +188,14 @@ func (s *scrubber) settle(ctx context.Context, info segment.Info, found []lying,
 			s.p.o.Log.Debug("scrub: shard not read", "pool", s.p.o.Name, "object", info.Key(n), "err", f.err)
 		}
 	}
-	hurt := false
+	hurt, dead := false, x.Err != nil && !x.RecordLost() && s.p.isDead(info.ID)
 	for n, f := range found {
 		if f.state == missing || f.state == atHand && x.Bad[n] != nil {
 			hurt = true
-			s.settleShard(ctx, info, n, f, x, away)
+			s.settleShard(ctx, info, n, f, x, away, dead)
 		}
 	}
-	if x.Err == nil || away || !hurt {
+	if x.Err == nil || away || !hurt || dead {
 		return
 	}
 	lost := s.p.lostRanges(ctx, info, x)
@@ -209,8 +209,8 @@ func (s *scrubber) settle(ctx context.Context, info segment.Info, found []lying,
 }
 
 // settleShard counts one shard that is not what it must be, and stores it anew if that is possible and allowed.
-// away says that others could not be read.
-func (s *scrubber) settleShard(ctx context.Context, info segment.Info, n int, f lying, x *segment.Exam, away bool) {
+// away says that others could not be read, dead that nobody needs the stripe.
+func (s *scrubber) settleShard(ctx context.Context, info segment.Info, n int, f lying, x *segment.Exam, away, dead bool) {
 	t, what, outcome := info.Targets[n], f.err, outRepaired
 	if f.state == atHand {
 		what = x.Bad[n]
@@ -219,6 +219,10 @@ func (s *scrubber) settleShard(ctx context.Context, info segment.Info, n int, f 
 	switch why := s.mayRepair(ctx, t); {
 	case body == nil && away:
 		outcome = outAway
+	case body == nil && dead:
+		s.count(func(r *ScrubReport) { r.Dead++ })
+		s.problem(s.p.targetName(t), info.Key(n), what, outDead)
+		return
 	case body == nil:
 		outcome, hopeless = outHopeless, true
 	case why != "":
@@ -231,6 +235,12 @@ func (s *scrubber) settleShard(ctx context.Context, info segment.Info, n int, f 
 	}
 	s.tally(f.state == missing, outcome == outRepaired, hopeless)
 	s.problem(s.p.targetName(t), info.Key(n), what, outcome)
+}
+
+// isDead tells whether no map has anything of a segment, which is for ever.
+func (p *Pool) isDead(id block.SegmentID) bool {
+	_, dead := slices.BinarySearch(p.usage.Dead(), id)
+	return dead
 }
 
 func (s *scrubber) tally(missing, repaired, hopeless bool) {

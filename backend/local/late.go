@@ -3,13 +3,16 @@ package local
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
 	"sync"
 
 	"graindisk/backend"
 )
 
 // Late is the store of a directory that may not be there yet, such as a mount that failed. Until Open
-// succeeds, every call fails with Open's error; each call tries again. Safe for concurrent use.
+// succeeds, every call fails with Open's error; each call tries again. A directory that was opened and is taken away, or
+// wiped, is not opened again until Reopen is called. Safe for concurrent use.
 type Late struct {
 	dir string
 
@@ -17,7 +20,10 @@ type Late struct {
 	store *Store // nil until it could be opened
 }
 
-var _ backend.Store = (*Late)(nil)
+var (
+	_ backend.Store    = (*Late)(nil)
+	_ backend.Reopener = (*Late)(nil)
+)
 
 // OpenLate returns the store of dir, whether or not it can be opened now; err says why it could not.
 func OpenLate(dir string) (l *Late, err error) {
@@ -38,6 +44,21 @@ func (l *Late) open() (*Store, error) {
 		l.store = s
 	}
 	return l.store, nil
+}
+
+// Reopen implements backend.Reopener. It fails if the directory is not there; then nothing has changed.
+func (l *Late) Reopen(context.Context) error {
+	s, err := Open(l.dir, Options{})
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w: mount its file system, or make the directory if that is lost", err)
+	}
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.store = s
+	return nil
 }
 
 // Put implements backend.Store.

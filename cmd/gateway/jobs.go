@@ -77,6 +77,31 @@ func progressText(p jobs.Progress) string {
 	return s + fmt.Sprintf(", %v/s", config.Bytes(p.BytesPerSecond))
 }
 
+// namesOrAll are the pools that a command is for: those named, or all that the gateway serves.
+func namesOrAll(ctx context.Context, c *api.Client, names []string) ([]string, error) {
+	if len(names) > 0 {
+		return names, nil
+	}
+	ps, err := c.Pools(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range ps {
+		names = append(names, p.Name)
+	}
+	if len(names) == 0 {
+		return nil, fmt.Errorf("the gateway serves no pool: %w; see \"gateway pool status\"", api.ErrNoPool)
+	}
+	return names, nil
+}
+
+// printDetached names a job that nobody waits for.
+func (a *app) printDetached(pool string, j api.Job) {
+	if !a.json {
+		fmt.Fprintf(a.stdout, "pool %s: job %s has begun; \"gateway job list\" tells how far it is\n", pool, j.ID)
+	}
+}
+
 // jobPoll is how often a job is looked at that somebody waits for.
 const jobPoll = 300 * time.Millisecond
 

@@ -101,7 +101,8 @@ func (c poolCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(descDiskDirty, float64(d.UnpublishedBytes), d.Name)
 		gauge(descDiskAge, d.UnpublishedAgeSecond, d.Name)
 	}
-	for _, p := range c.g.Pools() {
+	for _, p := range c.g.sorted() { // the targets are not asked for this
+		p := p.Status()
 		gauge(descCut, float64(p.PublishedCut), p.Name)
 		gauge(descEpoch, float64(p.Epoch), p.Name)
 		gauge(descServing, b2f(p.Error == ""), p.Name)

@@ -78,7 +78,7 @@ func newPoolStatusCmd(a *app) *cobra.Command {
 			return checkPools(ps)
 		},
 	}
-	cmd.Flags().BoolVar(&check, "check", false, "exit with 1 if a pool no longer publishes, its tier takes no writes, or its exposure is over its bound")
+	cmd.Flags().BoolVar(&check, "check", false, "exit with 1 if a pool no longer publishes, its tier takes no writes, its exposure is over its bound, or a target was emptied")
 	return cmd
 }
 
@@ -91,6 +91,11 @@ func checkPools(ps []pool.Status) error {
 		}
 		if s := p.Log.Trouble(p.Tier.Dir); s != "" {
 			errs = append(errs, fmt.Errorf("pool %s: %s", p.Name, s))
+		}
+		for _, t := range p.Targets {
+			if t.Emptied() {
+				errs = append(errs, fmt.Errorf("pool %s: target %s: %s", p.Name, t.Name, t.Trouble(p.Name)))
+			}
 		}
 		if e := p.Exposure; e.Over {
 			err := fmt.Errorf("pool %s: %v unpublished, oldest %.0f s; the bound is %.0f s", p.Name, config.Bytes(p.UnpublishedBytes), p.UnpublishedAgeSeconds, e.BoundAgeSeconds)
@@ -160,8 +165,9 @@ func runPoolStatus(ctx context.Context, a *app, names []string) ([]pool.Status, 
 				state = "failing"
 			case t.Root == "":
 				state = "not asked yet"
-			case t.Root != "ok":
-				state = "its copy of the root is " + t.Root
+			}
+			if s := t.Trouble(p.Name); s != "" {
+				state = s
 			}
 			if h := t.Health; h != nil && h.State != "ok" {
 				state += fmt.Sprintf(", %s since %s, %d requests at a time", h.State, h.Since.Local().Format(time.TimeOnly), h.Concurrency)

@@ -14,12 +14,17 @@ import (
 	"graindisk/api"
 	"graindisk/block"
 	"graindisk/config"
+	"graindisk/internal/jobs"
 	"graindisk/pool"
 )
 
+type scrubOptions struct {
+	rate           string
+	dryRun, detach bool
+}
+
 func newPoolScrubCmd(a *app) *cobra.Command {
-	var rate string
-	var q api.ScrubRequest
+	var o scrubOptions
 	cmd := &cobra.Command{
 		Use:   "scrub [NAME]",
 		Short: "Read everything that a pool has on its targets, check it, and repair what is damaged or missing",
@@ -28,106 +33,88 @@ every part of the published checkpoints and every copy of the root. What is dama
 byte for byte, from the other shards or copies. Requests of guests go first. The gateway scrubs by itself, too, slowly:
 see scrub_period; "gateway pool status" shows how far it is.
 
-It exits with 0 if all is well, or was repaired; with 3 if damage is left, and names each object, and what of which disk
-is lost; with 1 if some targets did not answer. Ctrl-C ends it; what was repaired stays.`,
+It exits with 0 if all is well, or was repaired, or is damaged only where nothing needs it any more; with 3 if other damage
+is left, and names each object, and what of which disk is lost; with 1 if some targets did not answer. Ctrl-C cancels it;
+what was repaired stays.`,
 		Args: cobra.MaximumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if rate != "" {
-				b, err := config.ParseSize(rate)
-				if err != nil || b <= 0 {
-					return usagef("--rate %q: must be a size a second, such as 50MiB", rate)
-				}
-				q.BytesPerSecond = int64(b)
-			}
-			return runPoolScrub(cmd.Context(), a, args, q)
-		},
+		RunE: func(cmd *cobra.Command, args []string) error { return runPoolScrub(cmd.Context(), a, o, args) },
 	}
-	cmd.Flags().StringVar(&rate, "rate", "", "bytes to read a second at most, such as 50MiB (default as fast as the targets give them)")
-	cmd.Flags().BoolVar(&q.DryRun, "dry-run", false, "only report; repair nothing")
+	f := cmd.Flags()
+	f.StringVar(&o.rate, "rate", "", "read at most so many bytes per second, for example 50MiB; at least 64KiB (default: as fast as the targets go)")
+	f.BoolVar(&o.dryRun, "dry-run", false, "only report; repair nothing")
+	f.BoolVar(&o.detach, "detach", false, "return once the job has begun; see \"gateway job list\"")
 	return cmd
+}
+
+// rateFlag is the value of --rate in bytes per second; 0 if it was not given.
+func rateFlag(text string) (int64, error) {
+	if text == "" {
+		return 0, nil
+	}
+	rate, err := config.ParseSize(text)
+	switch {
+	case err != nil:
+		return 0, usagef("--rate %q: want bytes per second, for example 50MiB: %w", text, err)
+	case rate < api.RateMin:
+		return 0, usagef("--rate %s: that is %d bytes per second; want at least %v, for example 50MiB", text, int64(rate), config.Bytes(api.RateMin))
+	}
+	return int64(rate), nil
 }
 
 // poolScrub is what --json prints for each pool.
 type poolScrub struct {
-	Pool string `json:"pool"`
-	pool.ScrubReport
+	Pool              string `json:"pool"`
+	Job               string `json:"job"`
+	*pool.ScrubReport        // nil with --detach
 }
 
-func runPoolScrub(ctx context.Context, a *app, names []string, q api.ScrubRequest) error {
+func runPoolScrub(ctx context.Context, a *app, o scrubOptions, names []string) error {
+	rate, err := rateFlag(o.rate)
+	if err != nil {
+		return err
+	}
 	c, err := a.client()
 	if err != nil {
 		return err
 	}
-	if len(names) == 0 {
-		ps, err := c.Pools(ctx)
-		if err != nil {
-			return err
-		}
-		for _, p := range ps {
-			names = append(names, p.Name)
-		}
+	if names, err = namesOrAll(ctx, c, names); err != nil {
+		return err
 	}
 	reports := []poolScrub{}
 	var errs []error
 	for _, name := range names {
-		r, err := scrubPool(ctx, a, c, name, q)
-		if ctx.Err() != nil {
-			return fmt.Errorf("pool %s: scrub stopped before its end; what was repaired stays: %w", name, context.Canceled)
-		}
+		j, err := c.StartScrub(ctx, name, api.ScrubRequest{BytesPerSecond: rate, DryRun: o.dryRun})
 		if err != nil {
 			return err
 		}
-		reports = append(reports, poolScrub{name, r})
-		if !a.json {
-			printScrubReport(a.stdout, name, r)
+		r := poolScrub{Pool: name, Job: j.ID}
+		if o.detach {
+			reports = append(reports, r)
+			a.printDetached(name, j)
+			continue
+		}
+		r.ScrubReport = new(pool.ScrubReport)
+		if j, err = a.follow(ctx, c, j); err == nil {
+			err = outcome(j, r.ScrubReport)
+		}
+		if err != nil {
+			return fmt.Errorf("pool %s: scrub: %w", name, err)
+		}
+		if reports = append(reports, r); !a.json {
+			printScrubReport(a.stdout, name, *r.ScrubReport)
 		}
 		if err := r.Err(); err != nil {
-			errs = append(errs, fmt.Errorf("pool %s: %w", name, err))
+			errs = append(errs, fmt.Errorf("pool %s: scrub: %w", name, err))
 		}
 	}
 	err = errors.Join(errs...)
 	if !a.json {
 		return err
 	}
-	if perr := a.printJSON(reports); perr != nil {
+	if perr := a.printJSON(reports); perr != nil || err == nil {
 		return perr
 	}
-	if err != nil {
-		return &reportedError{err}
-	}
-	return nil
-}
-
-// progressGap is the time between two lines that tell how far a long command is.
-const progressGap = 5 * time.Second
-
-// scrubPool waits for the scrub of one pool, and tells a person how far it is.
-func scrubPool(ctx context.Context, a *app, c *api.Client, name string, q api.ScrubRequest) (pool.ScrubReport, error) {
-	pctx, stop := context.WithCancel(ctx)
-	var wg sync.WaitGroup
-	if isTerminal(a.stderr) && !a.json {
-		wg.Go(func() {
-			tick := time.NewTicker(progressGap)
-			defer tick.Stop()
-			for {
-				select {
-				case <-tick.C:
-				case <-pctx.Done():
-					return
-				}
-				if s, err := c.Pool(pctx, name); err == nil && s.Scrub.Running != nil {
-					r := s.Scrub.Running
-					took := max(time.Since(r.Started).Seconds(), 1)
-					fmt.Fprintf(a.stderr, "pool %s: %d of %d segments, %v read, %v/s\n", name, r.Segments, r.SegmentsTotal,
-						config.Bytes(r.Bytes), config.Bytes(float64(r.Bytes)/took))
-				}
-			}
-		})
-	}
-	r, err := c.Scrub(ctx, name, q)
-	stop()
-	wg.Wait()
-	return r, err
+	return &reportedError{err}
 }
 
 func printScrubReport(w io.Writer, name string, r pool.ScrubReport) {
@@ -135,6 +122,9 @@ func printScrubReport(w io.Writer, name string, r pool.ScrubReport) {
 	fmt.Fprintf(w, "  %s\n", foundText(r.ScrubCounts))
 	if r.Lacking > 0 {
 		fmt.Fprintf(w, "  %d shards are not stored: their segments are below strength\n", r.Lacking)
+	}
+	if r.Dead > 0 {
+		fmt.Fprintf(w, "  %d objects of segments that nothing needs any more are damaged or missing\n", r.Dead)
 	}
 	for _, p := range r.Problems {
 		fmt.Fprintf(w, "  target %s: %s: %s: %s\n", p.Target, p.Object, p.Problem, p.Outcome)
@@ -190,11 +180,45 @@ func collectScrub(ch chan<- prometheus.Metric, s pool.ScrubStatus, name string) 
 	}
 }
 
-// Scrub implements api.Scrubber.
-func (g *gateway) Scrub(ctx context.Context, name string, q api.ScrubRequest) (pool.ScrubReport, error) {
-	p := g.all()[name]
-	if p == nil {
-		return pool.ScrubReport{}, fmt.Errorf("pool %s: %w", name, api.ErrNoPool)
+// scrubTold is how often a scrub tells how far it is.
+const scrubTold = 300 * time.Millisecond
+
+// StartScrub implements api.Worker.
+func (g *gateway) StartScrub(name string, q api.ScrubRequest) (jobs.Job, error) {
+	p, err := g.poolOf(name)
+	if err != nil {
+		return jobs.Job{}, err
 	}
-	return p.Scrub(ctx, pool.ScrubOptions{BytesPerSecond: q.BytesPerSecond, DryRun: q.DryRun})
+	return g.work.Start("scrub", name, func(ctx context.Context, tell func(jobs.Progress)) (any, error) {
+		wctx, stop := context.WithCancel(ctx)
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			tick := time.NewTicker(scrubTold)
+			defer tick.Stop()
+			for {
+				select {
+				case <-tick.C:
+				case <-wctx.Done():
+					return
+				}
+				if s := p.ScrubRunning(); s != nil {
+					tell(scrubProgress(s.Segments, s.SegmentsTotal, s.Bytes, time.Since(s.Started)))
+				}
+			}
+		})
+		r, err := p.Scrub(ctx, pool.ScrubOptions{BytesPerSecond: q.BytesPerSecond, DryRun: q.DryRun})
+		stop()
+		wg.Wait()
+		tell(scrubProgress(r.Segments, r.SegmentsTotal, r.Bytes, r.Ended.Sub(r.Started)))
+		return r, err
+	})
+}
+
+// scrubProgress is how far a scrub is that has read so many bytes in a time.
+func scrubProgress(done, total int, bytes int64, took time.Duration) jobs.Progress {
+	p := jobs.Progress{ItemsDone: int64(done), ItemsTotal: int64(total), BytesDone: bytes}
+	if took > 0 {
+		p.BytesPerSecond = float64(bytes) / took.Seconds()
+	}
+	return p
 }

@@ -30,13 +30,13 @@ func newPoolRepairCmd(a *app) *cobra.Command {
 take, and those that were on a target which was replaced. The gateway does that by itself, slowly
 (repair_rate); this command does it now. Guests go first. Ctrl-C cancels it; what is restored stays so.
 
-It ends with 1 if something could not be restored for now, and with 3 if segments have too few intact
-shards left.`,
+It ends with 1 if something could not be restored for now, or a target does not answer or was emptied, and with 3
+if segments have too few intact shards left.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return runPoolRepair(cmd.Context(), a, o, args) },
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.rate, "rate", "", "restore at most so many bytes per second, for example 50MiB (default: as fast as the targets go)")
+	f.StringVar(&o.rate, "rate", "", "restore at most so many bytes per second, for example 50MiB; at least 64KiB (default: as fast as the targets go)")
 	f.BoolVar(&o.detach, "detach", false, "return once the job has begun; see \"gateway job list\"")
 	return cmd
 }
@@ -49,46 +49,39 @@ type repaired struct {
 }
 
 func runPoolRepair(ctx context.Context, a *app, o repairOptions, names []string) error {
-	var q api.RepairRequest
-	if o.rate != "" {
-		rate, err := config.ParseSize(o.rate)
-		if err != nil || rate <= 0 {
-			return usagef("--rate %q: want a size per second, for example 50MiB", o.rate)
-		}
-		q.BytesPerSecond = int64(rate)
+	rate, err := rateFlag(o.rate)
+	if err != nil {
+		return err
 	}
 	c, err := a.client()
 	if err != nil {
 		return err
 	}
-	if len(names) == 0 {
-		ps, err := c.Pools(ctx)
-		if err != nil {
-			return err
-		}
-		for _, p := range ps {
-			names = append(names, p.Name)
-		}
+	if names, err = namesOrAll(ctx, c, names); err != nil {
+		return err
 	}
 	done := []repaired{}
 	var errs []error
 	for _, name := range names {
-		j, err := c.StartRepair(ctx, name, q)
+		j, err := c.StartRepair(ctx, name, api.RepairRequest{BytesPerSecond: rate})
 		if err != nil {
 			return err
 		}
 		r := repaired{Pool: name, Job: j.ID}
-		if !o.detach {
-			if j, err = a.follow(ctx, c, j); err == nil {
-				err = outcome(j, &r.RepairReport)
-			}
-			if err != nil {
-				return fmt.Errorf("pool %s: repair: %w", name, err)
-			}
-			errs = append(errs, r.trouble())
+		if o.detach {
+			done = append(done, r)
+			a.printDetached(name, j)
+			continue
 		}
+		if j, err = a.follow(ctx, c, j); err == nil {
+			err = outcome(j, &r.RepairReport)
+		}
+		if err != nil {
+			return fmt.Errorf("pool %s: repair: %w", name, err)
+		}
+		errs = append(errs, r.trouble())
 		if done = append(done, r); !a.json {
-			r.print(a, o.detach)
+			fmt.Fprintf(a.stdout, "pool %s: %d shards of %d segments restored, %v\n", r.Pool, r.Restored, r.Segments, config.Bytes(r.RestoredBytes))
 		}
 	}
 	err = errors.Join(errs...)
@@ -101,14 +94,6 @@ func runPoolRepair(ctx context.Context, a *app, o repairOptions, names []string)
 	return &reportedError{err}
 }
 
-func (r repaired) print(a *app, detached bool) {
-	if detached {
-		fmt.Fprintf(a.stdout, "pool %s: job %s\n", r.Pool, r.Job)
-		return
-	}
-	fmt.Fprintf(a.stdout, "pool %s: %d shards of %d segments restored, %v\n", r.Pool, r.Restored, r.Segments, config.Bytes(r.RestoredBytes))
-}
-
 // trouble is what a repair could not do.
 func (r repaired) trouble() error {
 	switch {
@@ -118,6 +103,12 @@ func (r repaired) trouble() error {
 		return fmt.Errorf("pool %s: %d shards could not be restored for now: %s", r.Pool, r.Failed, r.Error)
 	case r.Waiting > 0:
 		return fmt.Errorf("pool %s: %d segments lack shards that no target can take: see \"gateway pool status\" for targets that do not answer, and \"gateway pool replace-target --help\" for those that are lost", r.Pool, r.Waiting)
+	case len(r.Away) > 0:
+		var errs []error
+		for _, t := range r.Away {
+			errs = append(errs, fmt.Errorf("target %s, %d shards: %s", t.Target, t.Shards, t.Error))
+		}
+		return fmt.Errorf("pool %s: not at full strength: %w", r.Pool, errors.Join(errs...))
 	}
 	return nil
 }
@@ -127,7 +118,8 @@ func newPoolReplaceTargetCmd(a *app) *cobra.Command {
 		Use:   "replace-target POOL TARGET",
 		Short: "Take a target whose place was emptied, or is another now, as a new one",
 		Long: `Make the place that the configuration names TARGET a new target of the pool, in the stead of the one that was
-lost there: its disk was replaced, its bucket is a new one. The place must answer and be empty. What the
+lost there: its disk was replaced, its bucket is a new one. The place must answer and be empty; a
+directory must be there, and may have been removed and made anew while the gateway runs. What the
 old one held counts as lost from then on, and is restored from the others in the background; "gateway
 pool repair" does it at once.
 
@@ -180,12 +172,14 @@ func (g *gateway) StartRepair(name string, r api.RepairRequest) (jobs.Job, error
 		return jobs.Job{}, err
 	}
 	return g.work.Start("repair", name, func(ctx context.Context, tell func(jobs.Progress)) (any, error) {
-		return p.Repair(ctx, pool.RepairOptions{BytesPerSecond: r.BytesPerSecond, Progress: func(s pool.RepairProgress) {
+		rep, err := p.Repair(ctx, pool.RepairOptions{BytesPerSecond: r.BytesPerSecond, Progress: func(s pool.RepairProgress) {
 			tell(jobs.Progress{
 				ItemsDone: int64(s.SegmentsDone), ItemsTotal: int64(s.SegmentsTotal),
 				BytesDone: s.BytesDone, BytesTotal: s.BytesTotal, BytesPerSecond: s.BytesPerSecond,
 			})
 		}})
+		rep.Away = p.AwayTargets(ctx)
+		return rep, err
 	})
 }
 
@@ -224,8 +218,8 @@ func printStrength(a *app, p pool.Status) {
 	if s.Below == 0 {
 		return
 	}
-	fmt.Fprintf(a.stdout, "  strength: %d segments whole, %d below: %d shards were not taken, %d were on former targets; %v to restore\n",
-		s.Whole, s.Below, s.MissingShards, s.LostShards, config.Bytes(s.LackingBytes))
+	fmt.Fprintf(a.stdout, "  strength: %d segments whole, %d below: %d shards were not taken, %d were on former targets, %d on emptied ones; %v to restore\n",
+		s.Whole, s.Below, s.MissingShards, s.LostShards, s.EmptiedShards, config.Bytes(s.LackingBytes))
 	if s.Unreadable > 0 {
 		fmt.Fprintf(a.stdout, "  error: %d segments have too few shards left\n", s.Unreadable)
 	}

@@ -386,20 +386,26 @@ func (g *gateway) CreateDisk(ctx context.Context, n api.NewDisk) (pool.DiskInfo,
 }
 
 // Pools implements api.Gateway.
-func (g *gateway) Pools() []pool.Status {
-	ss := []pool.Status{}
-	pools := g.all()
-	for _, name := range slices.Sorted(maps.Keys(pools)) {
-		ss = append(ss, pools[name].Status())
+func (g *gateway) Pools(ctx context.Context) []pool.Status {
+	ps := g.sorted()
+	ss := make([]pool.Status, len(ps))
+	var wg sync.WaitGroup
+	for i, p := range ps {
+		wg.Go(func() {
+			p.LookAtTargets(ctx)
+			ss[i] = p.Status()
+		})
 	}
+	wg.Wait()
 	return ss
 }
 
 // Pool implements api.Gateway.
-func (g *gateway) Pool(name string) (pool.Status, error) {
-	p := g.all()[name]
-	if p == nil {
-		return pool.Status{}, fmt.Errorf("pool %s: %w", name, api.ErrNoPool)
+func (g *gateway) Pool(ctx context.Context, name string) (pool.Status, error) {
+	p, err := g.poolOf(name)
+	if err != nil {
+		return pool.Status{}, err
 	}
+	p.LookAtTargets(ctx)
 	return p.Status(), nil
 }

@@ -36,6 +36,9 @@ type Exam struct {
 	crcs    []uint32 // of them
 }
 
+// RecordLost tells whether the stripe had a cut's record that no object has intact.
+func (x *Exam) RecordLost() bool { return x.info.CutBytes > 0 && x.tail == nil }
+
 // Examine compares the objects of the stripe that info locates, by shard, nil = not at hand. They may be of any length: what
 // is there serves the others. known is the stripe's index if the caller has it, else nil; it tells what is lost if no
 // object has one. Objects are only read, and are aliased by the result.
