@@ -196,7 +196,11 @@ func (p *Pool) CheckUsage() (extent.Report, error) {
 	if err := p.needRuns(ctx, v.runs()); err != nil {
 		return extent.Report{}, err
 	}
-	u, err := v.recount(v.usage)
+	var u *extent.Usage
+	err := p.mending(ctx, func() (err error) {
+		u, err = v.recount(v.usage)
+		return err
+	})
 	if err != nil {
 		return extent.Report{}, err
 	}
