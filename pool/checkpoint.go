@@ -164,7 +164,10 @@ func (p *Pool) publishCheckpoint(ctx context.Context) error {
 			err := p.needRuns(ctx, []*densetree.Run{r})
 			var b []byte
 			if err == nil {
-				b, err = r.Encode()
+				err = p.mending(ctx, func() (err error) {
+					b, err = r.Encode()
+					return err
+				})
 			}
 			if err == nil {
 				ref, err = put(b)
@@ -396,6 +399,22 @@ func (p *Pool) mendMap(ctx context.Context, pe *densetree.PageError) error {
 	}
 	p.o.Log.Warn("map was damaged, the published checkpoint has it", "pool", p.o.Name, "err", pe)
 	return nil
+}
+
+// mending does what reads whole maps, again for each run whose file proves damaged and which the published checkpoint has.
+// Lookups see to that by themselves, but of a map that is merged, or whose disk is gone, nobody may look anything up.
+func (p *Pool) mending(ctx context.Context, do func() error) error {
+	for mended := map[uint64]bool{}; ; {
+		err := do()
+		pe := new(densetree.PageError)
+		if err == nil || !errors.As(err, &pe) || pe.Partial() != nil || mended[pe.ID] {
+			return err
+		}
+		mended[pe.ID] = true
+		if err := p.mendMap(ctx, pe); err != nil {
+			return err
+		}
+	}
 }
 
 // mergeFailed mends what it can; the merge is tried again later.

@@ -319,7 +319,7 @@ func (p *Pool) dropDisks(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if err := p.emptyMap(id); err != nil {
+		if err := p.emptyMap(ctx, id); err != nil {
 			errs = append(errs, fmt.Errorf("drop the map of disk %d: %w", id, err))
 		}
 	}
@@ -328,10 +328,10 @@ func (p *Pool) dropDisks(ctx context.Context) error {
 
 // emptyMap merges the hole down that a dropped disk is, and puts an empty map in place of what remains. No cut changes
 // the map any more.
-func (p *Pool) emptyMap(id block.DiskID) error {
+func (p *Pool) emptyMap(ctx context.Context, id block.DiskID) error {
 	t := p.tree(id)
 	t.Put([]densetree.Entry{{Blocks: diskBlocksMax, Kind: densetree.Hole}})
-	if err := t.Compact(); err != nil {
+	if err := p.mending(ctx, t.Compact); err != nil {
 		return err
 	}
 	p.pub.own.Lock()

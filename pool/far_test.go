@@ -242,7 +242,7 @@ func TestAFreshOpenFetchesHeadsOnly(t *testing.T) {
 		t.Errorf("all of the maps took %d bytes for %d; %d runs are partial", b3-b1, pageBytes, len(p.runs.Partial()))
 	}
 	checkFake(t, p, s.order, s.rng, 300)
-	if rep, err := p.CheckUsage(); err != nil || len(rep.Leaks)+len(rep.Low) > 0 {
+	if rep, err := p.CheckUsage(t.Context()); err != nil || len(rep.Leaks)+len(rep.Low) > 0 {
 		t.Errorf("recount: %d leaks, %d low, %v", len(rep.Leaks), len(rep.Low), err)
 	}
 	if r4, _ := s.counts(); r4 != r3 {
@@ -472,7 +472,7 @@ func TestMergesWaitForFarMaps(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.expect(d, model)
-	if rep, err := r.pool.CheckUsage(); err != nil || len(rep.Leaks)+len(rep.Low) > 0 {
+	if rep, err := r.pool.CheckUsage(t.Context()); err != nil || len(rep.Leaks)+len(rep.Low) > 0 {
 		t.Errorf("recount: %+v, %v", rep, err)
 	}
 	r.close()

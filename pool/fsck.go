@@ -37,7 +37,7 @@ func (r *FsckReport) Bad() bool { return len(r.Low) > 0 || r.Damage != "" }
 // view of the maps takes.
 func (p *Pool) Fsck(ctx context.Context, orphans, reclaim bool) (FsckReport, error) {
 	r := FsckReport{Pool: p.o.Name, Orphans: -1}
-	rep, err := p.CheckUsage()
+	rep, err := p.CheckUsage(ctx)
 	switch {
 	case errors.Is(err, extent.ErrDamaged):
 		r.Damage = err.Error()

@@ -94,7 +94,7 @@ func TestDamagedMapsAreHadAgain(t *testing.T) {
 	if err := lookup(); err != nil {
 		t.Errorf("after mending: %v", err)
 	}
-	if err := d.Tree().Compact(); err != nil {
+	if err := r.pool.mending(t.Context(), d.Tree().Compact); err != nil { // which may meet damage that lookups did not: their pages were cached
 		t.Errorf("merging what was mended: %v", err)
 	}
 
@@ -123,6 +123,36 @@ func TestDamagedMapsAreHadAgain(t *testing.T) {
 		s.SetOffline(false)
 	}
 	r.expect(r.disk("d", testDisk), model)
+}
+
+// TestMergesHaveDamagedMapsAgain damages all runs of a map whose pages are cached, so that no lookup meets it.
+func TestMergesHaveDamagedMapsAgain(t *testing.T) {
+	r, d, model := mappedRig(t)
+	r.expect(d, model)
+	for _, f := range r.runFiles() {
+		r.corrupt(f, block.Size+30)
+	}
+	if err := d.Tree().Compact(); !errors.Is(err, densetree.ErrCorrupt) {
+		t.Fatalf("damage done, but a merge says %v", err)
+	}
+	if err := r.pool.mending(t.Context(), d.Tree().Compact); err != nil {
+		t.Errorf("merging what the targets have: %v", err)
+	}
+	r.expect(d, model)
+	r.checkAll()
+
+	r.pool.repair.ask(wantCheckpoint) // which has the merged runs
+	r.publish()
+	r.close()
+	r.open(false)
+	d = r.disk("d", testDisk)
+	r.expect(d, model)
+	for _, f := range r.runFiles() {
+		r.corrupt(f, block.Size+30)
+	}
+	if rep, err := r.pool.Fsck(t.Context(), false, false); err != nil || rep.Bad() || len(rep.Leaks) > 0 {
+		t.Errorf("a recount of what the targets have: %+v, %v", rep, err)
+	}
 }
 
 // TestADamagedMapThatIsNowhereElseIsDamage damages runs that no published checkpoint holds.

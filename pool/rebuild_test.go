@@ -49,7 +49,7 @@ func (r *rig) rebuild(ro RebuildOptions) *RebuildReport {
 // expectCounts compares the usage table with a recount.
 func (r *rig) expectCounts() {
 	r.t.Helper()
-	rep, err := r.pool.CheckUsage()
+	rep, err := r.pool.CheckUsage(r.t.Context())
 	if err != nil || len(rep.Leaks)+len(rep.Low) > 0 {
 		r.t.Errorf("usage: %+v, %v", rep, err)
 	}

@@ -73,6 +73,7 @@ type reclaimCounts struct {
 const (
 	restateCutsMax  = 512
 	restateRunsMax  = 1 << 20
+	restateUnread   = 16 // records that their targets did not give now: publishing waits for this
 	bookkeepingCuts = 64 // dead segments without data are worth a cut of their own from so many on
 	deleteAtOnce    = 512
 	deleteTimeout   = time.Minute

@@ -42,7 +42,7 @@ func (r *rig) stored(prefix string) (n int) {
 // checkAll expects counts that equal a recount.
 func (r *rig) checkAll() {
 	r.t.Helper()
-	rep, err := r.pool.CheckUsage()
+	rep, err := r.pool.CheckUsage(r.t.Context())
 	if err != nil || len(rep.Leaks)+len(rep.Low) > 0 || r.pool.usageErr.Load() != nil {
 		r.t.Errorf("counts: %+v %v %v", rep, err, r.pool.usageErr.Load())
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"graindisk/backend"
+	"graindisk/block"
 )
 
 func quickReclaim(o *Options) {
@@ -62,6 +63,39 @@ func TestReclaimGoesOnBesideATargetThatCannotBeListed(t *testing.T) {
 		}
 		r.stores[1].Before = nil
 		later()
+		r.checkAll()
+	})
+}
+
+// TestADroppedDiskWithDamagedMapsFreesTheTargets damages the files of its maps before it is dropped: nobody looks
+// anything up there any more.
+func TestADroppedDiskWithDamagedMapsFreesTheTargets(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(o *Options) { smallMaps(o); quickReclaim(o) })
+		model := make([]byte, testDisk)
+		d := r.disk("d", testDisk)
+		for range 8 {
+			r.scribble(d, model, 12)
+			r.publish()
+		}
+		if err := d.Tree().Compact(); err != nil {
+			t.Fatal(err)
+		}
+		r.pool.repair.ask(wantCheckpoint)
+		r.publish()
+		peak := r.stored("seg/")
+		for _, f := range r.runFiles() {
+			r.corrupt(f, block.Size+30)
+		}
+		if err := r.pool.DeleteDisk(t.Context(), "d", false, true); err != nil {
+			t.Fatal(err)
+		}
+		r.publish()
+		later()
+		later()
+		if left := r.stored("seg/"); left > peak/20 {
+			t.Errorf("%d of %d bytes are left: %+v", left, peak, r.pool.Status().Space)
+		}
 		r.checkAll()
 	})
 }

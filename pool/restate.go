@@ -3,9 +3,11 @@ package pool
 import (
 	"cmp"
 	"context"
+	"errors"
 	"maps"
 	"slices"
 
+	"graindisk/backend"
 	"graindisk/block"
 	"graindisk/grains/segment"
 	"graindisk/vdisk/densetree"
@@ -49,14 +51,17 @@ func (p *Pool) dying(ctx context.Context) *restatement {
 		}
 	}
 	p.mu.Unlock()
-	runs := 0
+	runs, unread := 0, 0
 	for _, info := range last {
-		if len(w.cuts) == restateCutsMax || runs > restateRunsMax || ctx.Err() != nil {
+		if unread == restateUnread || len(w.cuts) == restateCutsMax || runs > restateRunsMax || ctx.Err() != nil {
 			break
 		}
 		rec, _, err := segment.ReadCut(ctx, p.segmentStore, info)
 		if err != nil {
 			p.o.Log.Warn("record of a dead segment not read, it stays", "pool", p.o.Name, "segment", uint64(info.ID), "err", err)
+			if !final(err) && !errors.Is(err, backend.ErrNotFound) {
+				unread++
+			}
 			continue
 		}
 		if rec.Cut == p.pub.goneCut || !p.allDead(rec, dead) {

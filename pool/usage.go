@@ -185,18 +185,23 @@ func (v mapsView) stored(births extent.View) iter.Seq[extent.Segment] {
 }
 
 // CheckUsage compares the usage table with a recount of what the trees map. It fails with
-// extent.ErrDamaged if they map what is not stored. Maps that are not here are fetched first, for farRecount at most.
-func (p *Pool) CheckUsage() (extent.Report, error) {
+// extent.ErrDamaged if they map what is not stored. Maps that are not here are fetched first: until ctx ends, and for
+// farRecount at most.
+func (p *Pool) CheckUsage(ctx context.Context) (extent.Report, error) {
 	p.mapsMu.Lock()
 	v := p.mapsNow()
 	p.mapsMu.Unlock()
 	defer v.release()
-	ctx, cancel := context.WithTimeout(context.Background(), farRecount)
+	ctx, cancel := context.WithTimeout(ctx, farRecount)
 	defer cancel()
 	if err := p.needRuns(ctx, v.runs()); err != nil {
 		return extent.Report{}, err
 	}
-	u, err := v.recount(v.usage)
+	var u *extent.Usage
+	err := p.mending(ctx, func() (err error) {
+		u, err = v.recount(v.usage)
+		return err
+	})
 	if err != nil {
 		return extent.Report{}, err
 	}

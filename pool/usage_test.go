@@ -23,7 +23,7 @@ func (w *world) checkUsage(compact bool) error {
 		return nil
 	}
 	w.stats.recounts.Add(1)
-	rep, err := w.p.CheckUsage()
+	rep, err := w.p.CheckUsage(w.life.ctx)
 	if err == nil && len(rep.Leaks)+len(rep.Low) > 0 {
 		err = fmt.Errorf("the usage table differs from a recount: leaks %v, low %v", rep.Leaks, rep.Low)
 	}
@@ -237,7 +237,7 @@ func TestTableThatIsMissingOrDamagedIsCountedAnew(t *testing.T) {
 	if s.Error == "" || s.DeadSegments != 0 || s.DamagedSegments != len(p.segments) || len(p.usage.Dead()) > 0 {
 		t.Errorf("space is %+v", s)
 	}
-	if _, err := p.CheckUsage(); !errors.Is(err, extent.ErrDamaged) {
+	if _, err := p.CheckUsage(t.Context()); !errors.Is(err, extent.ErrDamaged) {
 		t.Errorf("check: %v", err)
 	}
 }
@@ -259,7 +259,7 @@ func TestContradictionIsReported(t *testing.T) {
 	if s := r.pool.Status().Space; s.Error == "" || s.DamagedSegments != 1 || s.TrappedBytes != 12*block.Size {
 		t.Errorf("space is %+v", s)
 	}
-	if rep, err := r.pool.CheckUsage(); err != nil || len(rep.Low) != 1 {
+	if rep, err := r.pool.CheckUsage(t.Context()); err != nil || len(rep.Low) != 1 {
 		t.Errorf("%+v, %v", rep, err)
 	}
 }

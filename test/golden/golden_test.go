@@ -77,7 +77,7 @@ func openPool(t *testing.T, dir string, takeover bool) *pool.Pool {
 // checkUsage expects a usage table that equals a recount, though the pool's checkpoints have none.
 func checkUsage(t *testing.T, p *pool.Pool) {
 	t.Helper()
-	rep, err := p.CheckUsage()
+	rep, err := p.CheckUsage(t.Context())
 	if s := p.Status().Space; err != nil || len(rep.Leaks)+len(rep.Low) > 0 || s.Error != "" || s.LiveBytes == 0 {
 		t.Errorf("usage table %+v differs from a recount: %+v, %v", s, rep, err)
 	}
