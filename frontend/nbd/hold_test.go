@@ -116,9 +116,9 @@ func TestNoReplyLeavesWhileItIsHeldBack(t *testing.T) {
 				}
 				r.expectEOF()
 				again := s.raw()
-				again.goDisk(false)
-				again.send(heldRequests[0].send)
-				again.expect(hexSimple + `0000006c 00000000000000aa`) // ESHUTDOWN
+				again.expect(hexGreeting)
+				again.send(`00000003 "IHAVEOPT" 00000007 0000000a 00000004 "disk" 0000`)
+				again.expect(hexOptReply + `00000007 80000007 00000030 "another gateway owns the pool of this export now"`) // ERR_SHUTDOWN
 			})
 		}
 	}
