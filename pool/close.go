@@ -59,6 +59,7 @@ func (p *Pool) Close(ctx context.Context) error {
 	if perr != nil {
 		p.log.StopWaiting() // the publisher may be at it
 	}
+	p.endRepairs()
 	<-p.pub.done
 	<-p.pub.local
 	// From here on this goroutine is the publisher.
@@ -72,6 +73,9 @@ func (p *Pool) Close(ctx context.Context) error {
 		perr = fmt.Errorf("close pool %s: %w: %d bytes stay in the log on %s and the pool stays held; start the gateway again to publish them",
 			p.o.Name, ErrShutdown, u.Bytes, p.o.TierDir)
 	}
+	p.mapsMu.Lock()
+	p.closed = true
+	p.mapsMu.Unlock()
 	return errors.Join(perr, p.endTier())
 }
 

@@ -3,6 +3,7 @@ package pool
 import (
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -18,9 +19,10 @@ func TestAFenceIsListedThoughPublishingHadStopped(t *testing.T) {
 		r, s := pausing(t, nil)
 		d := r.disk("d", testDisk)
 		r.publish()
+		var mended atomic.Bool
 		for _, st := range r.stores {
 			st.Before = func(op, key string) error {
-				if op == "put" && key == root.Key {
+				if op == "put" && key == root.Key && !mended.Load() {
 					return fmt.Errorf("broken: %w", segment.ErrDamaged) // asking again does not mend it
 				}
 				return nil
@@ -33,9 +35,7 @@ func TestAFenceIsListedThoughPublishingHadStopped(t *testing.T) {
 			t.Fatal("published; nothing is proved")
 		}
 		<-r.pool.pub.done
-		for _, st := range r.stores {
-			st.Before = nil
-		}
+		mended.Store(true)
 		if err := reply(d, writeOf(d, 7, 2)); err != nil || r.pool.Status().State != "stopped" || r.pool.Status().Fenced != nil {
 			t.Fatalf("a pool that has stopped publishing: %v, %+v", err, r.pool.Status().Fenced)
 		}

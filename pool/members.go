@@ -69,7 +69,7 @@ func (p *Pool) askForMember(ctx context.Context, name string, add bool) (TargetC
 	if err := p.mayChange(); err != nil {
 		return TargetChange{}, err
 	}
-	p.repair.preempt()
+	defer p.repair.preempt()()
 	answer := make(chan memberAnswer, 1)
 	select {
 	case p.repair.asks <- memberAsk{name, add, answer}:

@@ -351,6 +351,7 @@ type Pool struct {
 	// changed, and over the making of a local checkpoint: that holds what the records before it say.
 	// It is taken before mu and never held while a target is waited for.
 	mapsMu turn.Lock
+	closed bool // guarded by mapsMu: the maps are no more
 	// localMu is held over the writing of a local checkpoint, until it is known which files of the maps it
 	// needs. It is taken before mapsMu.
 	localMu turn.Lock

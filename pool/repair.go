@@ -28,6 +28,8 @@ import (
 type repairer struct {
 	slots chan struct{} // tokens of restoreShard
 	pass  chan struct{} // holds a token while a pass is under way
+	end   sync.Once     // takes it for good
+	asked atomic.Int32  // who waits for the pass in the background to make way, or has made it
 
 	asks chan memberAsk
 	wake chan struct{} // capacity 1: a pass in the background may be worth while now
@@ -154,20 +156,25 @@ const unreadableNamed = 16
 var ErrNotClaimed = errors.New("the pool is not claimed yet; its targets do not answer")
 
 // Repair restores what can be restored now. It takes the turn of a repair in the background. It fails if ctx
-// ends or the pool cannot repair at all; what it met on its way is in the report.
+// ends, the pool is closed, or cannot repair at all; what it met on its way is in the report.
 func (p *Pool) Repair(ctx context.Context, o RepairOptions) (RepairReport, error) {
-	p.repair.preempt()
+	defer p.repair.preempt()()
 	return p.repairPass(ctx, o)
 }
 
-// preempt ends the pass in the background, if there is one.
-func (r *repairer) preempt() {
+// preempt ends the pass in the background, if there is one, and lets none begin until release is called.
+func (r *repairer) preempt() (release func()) {
+	r.asked.Add(1) // before looking: a pass that registers itself later sees it
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.background != nil {
 		r.background()
 	}
+	return func() { r.asked.Add(-1) }
 }
+
+// endRepairs waits until no pass runs and lets none begin; the publisher's context has ended.
+func (p *Pool) endRepairs() { p.repair.end.Do(func() { p.repair.pass <- struct{}{} }) }
 
 // mayChange tells why the pool must not change anything in the cloud; nil if it may.
 func (p *Pool) mayChange() error {
@@ -187,10 +194,19 @@ func (p *Pool) repairPass(ctx context.Context, o RepairOptions) (rep RepairRepor
 	if err := p.mayChange(); err != nil {
 		return rep, err
 	}
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	go func() {
+		select {
+		case <-p.scrubs.done:
+			stop(fmt.Errorf("repair pool %s: the pool is being closed", p.o.Name))
+		case <-ctx.Done():
+		}
+	}()
 	select {
 	case p.repair.pass <- struct{}{}:
 	case <-ctx.Done():
-		return rep, ctx.Err()
+		return rep, context.Cause(ctx)
 	}
 	defer func() { <-p.repair.pass }()
 	defer func() {
@@ -202,6 +218,9 @@ func (p *Pool) repairPass(ctx context.Context, o RepairOptions) (rep RepairRepor
 	rep, err = p.restoreAll(ctx, o)
 	if err == nil {
 		rep.Checkpoint, err = p.publishPlaces(ctx)
+	}
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
 	}
 	if err != nil || rep.Failed > 0 || rep.Waiting > 0 || rep.Unreadable > 0 {
 		p.repair.look.Store(true)
@@ -648,13 +667,18 @@ func (p *Pool) keepRepaired(ctx context.Context) {
 func (p *Pool) repairQuietly(ctx context.Context) bool {
 	pctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	defer func() {
+		p.repair.mu.Lock()
+		defer p.repair.mu.Unlock()
+		p.repair.background = nil
+	}()
 	p.repair.mu.Lock()
 	p.repair.background = cancel
 	p.repair.mu.Unlock()
+	if p.repair.asked.Load() > 0 {
+		return false
+	}
 	rep, err := p.repairPass(pctx, RepairOptions{BytesPerSecond: p.o.RepairRate})
-	p.repair.mu.Lock()
-	p.repair.background = nil
-	p.repair.mu.Unlock()
 	if err != nil && pctx.Err() == nil {
 		p.o.Log.Warn("repair is tried again", "pool", p.o.Name, "err", err)
 	}

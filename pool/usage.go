@@ -12,6 +12,7 @@ import (
 	"graindisk/block"
 	"graindisk/grains/extent"
 	"graindisk/grains/segment"
+	"graindisk/vdisk"
 	"graindisk/vdisk/densetree"
 	"graindisk/writeback"
 )
@@ -185,10 +186,14 @@ func (v mapsView) stored(births extent.View) iter.Seq[extent.Segment] {
 }
 
 // CheckUsage compares the usage table with a recount of what the trees map. It fails with
-// extent.ErrDamaged if they map what is not stored. Maps that are not here are fetched first: until ctx ends, and for
-// farRecount at most.
+// extent.ErrDamaged if they map what is not stored, with vdisk.ErrClosed if the pool is closed. Maps that are not here are
+// fetched first: until ctx ends, and for farRecount at most.
 func (p *Pool) CheckUsage(ctx context.Context) (extent.Report, error) {
 	p.mapsMu.Lock()
+	if p.closed {
+		p.mapsMu.Unlock()
+		return extent.Report{}, fmt.Errorf("pool %s: %w", p.o.Name, vdisk.ErrClosed)
+	}
 	v := p.mapsNow()
 	p.mapsMu.Unlock()
 	defer v.release()

@@ -363,7 +363,7 @@ func (f *Faulty) next(r request) (hit, []lateCall) {
 	h := hit{fault: f.drawLocked(), place: f.rng.Uint64()} // drawn even when not used: the order decides alone
 	f.plannedLocked(r.op, &h)
 	if f.offline {
-		h.fault = Refused
+		h = hit{fault: Refused} // of a batch nothing arrives
 		f.injected[h.fault]++
 		return h, nil
 	}
