@@ -34,6 +34,7 @@ type repairer struct {
 
 	look atomic.Bool // there may be something to repair
 	weak atomic.Bool // a target was replaced: the published checkpoint may lack copies
+	thin atomic.Bool // a part of it was stored with fewer copies, since a target was lost; weak once that is back
 	want atomic.Int32
 
 	mu          sync.Mutex

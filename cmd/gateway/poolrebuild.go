@@ -107,6 +107,10 @@ func printRebuilt(w io.Writer, r *pool.RebuildReport) {
 	fmt.Fprintf(w, "  %d segments of %d cuts; %d segments below strength, %d others found, %d unreadable shards met\n",
 		r.Segments, r.Cuts, r.BelowStrength, r.OtherSegments, r.UnreadableShards)
 	for _, t := range r.Targets {
+		if t.Witness {
+			fmt.Fprintf(w, "  target %s: number %d, a witness\n", t.Name, t.ID)
+			continue
+		}
 		fmt.Fprintf(w, "  target %s: number %d, shards of %d segments\n", t.Name, t.ID, t.Shards)
 	}
 	if r.BelowStrength > 0 {
