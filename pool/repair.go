@@ -308,7 +308,7 @@ func (p *Pool) restoreAll(ctx context.Context, o RepairOptions) (rep RepairRepor
 	}
 	w.tell()
 	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(restoresMax)
+	g.SetLimit(2 * restoresMax) // half of them are read back
 	for _, t := range tasks {
 		if gctx.Err() != nil {
 			break
