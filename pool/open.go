@@ -499,8 +499,12 @@ func (p *Pool) claim(ctx context.Context, o root.ClaimOptions) error {
 	p.noteClaim()
 	p.pub.nextSeg = max(p.pub.nextSeg, block.SegmentID(v.SegLimit))
 	isThin := len(v.Checkpoints) > 0 && thin(len(v.Checkpoints[0].Targets), v)
-	p.repair.weak.Store(v.Cfg.No > 1 || isThin) // it may have been left so
-	p.repair.thin.Store(isThin)
+	if v.Cfg.No > 1 || isThin {
+		p.repair.weak.Store(true) // it may have been left so
+	}
+	if isThin {
+		p.repair.thin.Store(true)
+	}
 	p.o.Log.Info("pool claimed", "pool", p.o.Name, "epoch", p.epoch.Load(), "cut", v.Cut)
 	return nil
 }
