@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"graindisk/api"
 	"graindisk/config"
@@ -126,14 +125,10 @@ type counter struct {
 }
 
 func (a *app) newCounter() *counter {
-	f, ok := a.stderr.(*os.File)
-	if !ok || a.json {
+	if a.json || !isTerminal(a.stderr) {
 		return &counter{}
 	}
-	if _, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS); err != nil {
-		return &counter{}
-	}
-	return &counter{w: f}
+	return &counter{w: a.stderr}
 }
 
 func (c *counter) tell(phase string, done, total int) {
