@@ -22,6 +22,10 @@
 //	recover     kill -9 during randwrite, to "ready"         -
 //	outage      4 KiB write + FLUSH, targets that hang       the same, targets that answer
 //	wear        SSD bytes per byte, 64 KiB and flushed 4 KiB -
+//	scrub       all of 256 MiB, 2+1, one target half as      that target's bandwidth; p99 of reads
+//	            fast as the others, 10 ms per request        that miss, idle
+//	repair      the shards of that target restored, when     the same, and p99 of writes
+//	            it was replaced by an empty one
 //	seqwrite    1 MiB sequential writes at depth 4           the faster of two qemu-nbd modes
 //	upload      CPU and requests to store 1 GiB, 4+2         -
 //	reopen      kill -9 with 1, 2, 4 GiB unpublished, to     -
@@ -81,6 +85,7 @@ var rows = []struct {
 	{"outage", (*bench).outage},
 	{"wear", (*bench).wear},
 	{"scrub", (*bench).scrub},
+	{"repair", (*bench).repair},
 	{"seqwrite", (*bench).seqWrite},
 	{"upload", (*bench).upload},
 	{"reopen", (*bench).reopen},

@@ -2,14 +2,20 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/xml"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // A network is how far requests to an s3Server come.
@@ -32,17 +38,42 @@ type s3Server struct {
 	changed chan struct{} // closed when net changes
 	objects map[string]s3Object
 	puts    int
-	lines   map[string]*line // by bucket: what it reads through; nil = without delay
+	lines   map[string]*line // by bucket: what its objects come and go through; nil = without delay
 }
 
-// A line delays what is read through it: each answer begins after latency, and all share the rate evenly.
+// A line delays what goes through it: each answer begins after latency, and all that goes one way shares the rate evenly.
 type line struct {
 	latency time.Duration
-	rate    float64 // bytes per second
+	rate    float64 // bytes per second, each way
 
+	in, out lane
+}
+
+// lane is one way of a line.
+type lane struct {
 	mu   sync.Mutex
 	next time.Time // when it is free
 }
+
+// laneSlack is how far a lane may be behind: a machine with much to do wakes late who waits, and what passed late
+// makes up for it.
+const laneSlack = 50 * time.Millisecond
+
+// wait waits until n bytes may go, at so many per second.
+func (l *lane) wait(n int, rate float64) {
+	l.mu.Lock()
+	now := time.Now()
+	if least := now.Add(-laneSlack); l.next.Before(least) {
+		l.next = least
+	}
+	wait := l.next.Sub(now)
+	l.next = l.next.Add(time.Duration(float64(n) / rate * float64(time.Second)))
+	l.mu.Unlock()
+	time.Sleep(wait)
+}
+
+// linePiece is how much goes through a line at a time.
+const linePiece = 16 << 10
 
 // slowWriter sends the body of an answer through a line.
 type slowWriter struct {
@@ -50,19 +81,22 @@ type slowWriter struct {
 	l *line
 }
 
+// slowReader takes the body of a request through a line.
+type slowReader struct {
+	r io.Reader
+	l *line
+}
+
+func (s slowReader) Read(p []byte) (int, error) {
+	n, err := s.r.Read(p[:min(len(p), linePiece)])
+	s.l.in.wait(n, s.l.rate)
+	return n, err
+}
+
 func (w slowWriter) Write(p []byte) (n int, err error) {
-	const piece = 16 << 10
 	for n < len(p) && err == nil {
-		part := p[n:min(n+piece, len(p))]
-		w.l.mu.Lock()
-		now := time.Now()
-		if w.l.next.Before(now) {
-			w.l.next = now
-		}
-		wait := w.l.next.Sub(now)
-		w.l.next = w.l.next.Add(time.Duration(float64(len(part)) / w.l.rate * float64(time.Second)))
-		w.l.mu.Unlock()
-		time.Sleep(wait)
+		part := p[n:min(n+linePiece, len(p))]
+		w.l.out.wait(len(part), w.l.rate)
 		var m int
 		m, err = w.ResponseWriter.Write(part)
 		n += m
@@ -77,12 +111,56 @@ func (s *s3Server) setLines(lines map[string]*line) {
 	s.lines = lines
 }
 
-// serveSlowly answers a read through the bucket's line; false if that is none of its requests.
-func (s *s3Server) serveSlowly(w http.ResponseWriter, r *http.Request) bool {
+// empty takes all objects of a bucket, or below a prefix in it.
+func (s *s3Server) empty(bucket string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	maps.DeleteFunc(s.objects, func(path string, _ s3Object) bool { return strings.HasPrefix(path, "/"+bucket+"/") })
+}
+
+// lineOf is the line before the bucket that a request is for; nil if there is none.
+func (s *s3Server) lineOf(r *http.Request) *line {
 	bucket, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lines[bucket]
+}
+
+// putRate is how many bytes per second come through to a bucket that is put as many objects at a time as a repair does, of
+// their size.
+func (s *s3Server) putRate(ctx context.Context, bucket string) (float64, error) {
+	const objects, each = 6, 16 << 20
+	begin, body := time.Now(), make([]byte, each)
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(2)
+	for i := range objects {
+		g.Go(func() error {
+			url := fmt.Sprintf("%s/%s/plain/%d", s.url, bucket, i)
+			q, err := http.NewRequestWithContext(ctx, http.MethodPut, url, bytes.NewReader(body))
+			if err != nil {
+				return err
+			}
+			a, err := http.DefaultClient.Do(q)
+			if err != nil {
+				return err
+			}
+			if a.Body.Close(); a.StatusCode != http.StatusOK {
+				return fmt.Errorf("put %s: %s", url, a.Status)
+			}
+			return nil
+		})
+	}
+	err := g.Wait()
+	rate := objects * each / time.Since(begin).Seconds()
+	s.empty(bucket + "/plain")
+	return rate, err
+}
+
+// serveSlowly answers a read through the bucket's line; false if that is none of its requests.
+func (s *s3Server) serveSlowly(w http.ResponseWriter, r *http.Request) bool {
+	l := s.lineOf(r)
+	s.mu.Lock()
 	o, have := s.objects[r.URL.Path]
-	l := s.lines[bucket]
 	s.mu.Unlock()
 	if l == nil || !have || r.Method != http.MethodGet && r.Method != http.MethodHead {
 		return false
@@ -146,7 +224,12 @@ func (s *s3Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if s.serveSlowly(w, r) {
 		return
 	}
-	body, err := io.ReadAll(r.Body)
+	from := io.Reader(r.Body)
+	if l := s.lineOf(r); l != nil && r.Method == http.MethodPut {
+		time.Sleep(l.latency)
+		from = slowReader{from, l}
+	}
+	body, err := io.ReadAll(from)
 	if err != nil {
 		return
 	}
@@ -158,6 +241,7 @@ func (s *s3Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		switch {
 		case r.URL.Query().Get("list-type") != "":
 			s.listLocked(w, r)
+		case strings.Count(r.URL.Path, "/") == 1: // a bucket: there is any
 		case !have:
 			s3Error(w, http.StatusNotFound, "NoSuchKey")
 		default:
@@ -181,22 +265,26 @@ func (s *s3Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// listLocked names the objects of a bucket, in no order and all at once: a gateway lists only to see
-// whether there is any.
+// listLocked names the objects of a bucket below a prefix and after a key, in order, as many as the request wants.
 func (s *s3Server) listLocked(w http.ResponseWriter, r *http.Request) {
 	type content struct {
 		Key  string
 		Size int
 	}
 	var found struct {
-		XMLName  xml.Name `xml:"ListBucketResult"`
-		Contents []content
+		XMLName     xml.Name `xml:"ListBucketResult"`
+		IsTruncated bool
+		Contents    []content
 	}
-	bucket := strings.TrimSuffix(r.URL.Path, "/") + "/"
+	q, bucket := r.URL.Query(), strings.TrimSuffix(r.URL.Path, "/")+"/"
 	for path, o := range s.objects {
-		if key, ok := strings.CutPrefix(path, bucket); ok {
+		if key, ok := strings.CutPrefix(path, bucket); ok && strings.HasPrefix(key, q.Get("prefix")) && key > q.Get("start-after") {
 			found.Contents = append(found.Contents, content{key, len(o.body)})
 		}
+	}
+	slices.SortFunc(found.Contents, func(a, b content) int { return strings.Compare(a.Key, b.Key) })
+	if most, err := strconv.Atoi(q.Get("max-keys")); err == nil && most < len(found.Contents) {
+		found.Contents, found.IsTruncated = found.Contents[:most], true
 	}
 	w.Header().Set("Content-Type", "application/xml")
 	_ = xml.NewEncoder(w).Encode(found) // a client that has gone

@@ -113,6 +113,8 @@ func (c *Config) checkPool(col *collector, name string, disks map[string]string)
 	}
 	if len(p.Targets) == 0 {
 		col.addMissing(at+".targets", "the pool has no targets")
+	} else if p.dataTargets() == 0 {
+		col.addMissing(at+".targets", "all targets are witnesses, which hold no data")
 	}
 	names := map[string]bool{}
 	for i, t := range p.Targets {
@@ -150,12 +152,12 @@ func checkName(col *collector, key, name string) {
 }
 
 // Survives is how many lost targets the pool survives: reading needs all but m shards of every
-// stripe, publishing a majority of the targets.
+// stripe, publishing a majority of the targets, witnesses included.
 func (p Pool) Survives() int { return min(p.lossesRead(), (len(p.Targets)-1)/2) }
 
 // shardsPerTarget is the most shards of one stripe that a target holds.
 func (p Pool) shardsPerTarget() int {
-	n := len(p.Targets)
+	n := p.dataTargets()
 	return (p.Stripe.Data + p.Stripe.Parity + n - 1) / n
 }
 
@@ -168,22 +170,48 @@ func checkStripe(col *collector, at string, p Pool) {
 	if p.Stripe.Data == 0 {
 		col.addMissing(key+".data", "the number of data shards is missing")
 	}
-	n, k, m := len(p.Targets), p.Stripe.Data, p.Stripe.Parity
-	if n == 0 || m == 0 || col.bad(key) || col.bad(at+".targets") {
+	n, data, k, m := len(p.Targets), p.dataTargets(), p.Stripe.Data, p.Stripe.Parity
+	if data == 0 || m == 0 || col.bad(key) || col.bad(at+".targets") {
 		return // without parity nothing is claimed
 	}
 	if each := p.shardsPerTarget(); each > m {
 		col.add(Problem{Key: key, Value: p.Stripe.String(), Msg: fmt.Sprintf(
 			"%v is %d shards; with %s one holds %d of them, and losing it is more than parity %d rebuilds",
-			p.Stripe, k+m, count(n, "target"), each, m),
-			Hint: fmt.Sprintf("%v needs %d targets", p.Stripe, max((k+m+m-1)/m, 3))})
+			p.Stripe, k+m, p.CountTargets(), each, m),
+			Hint: p.needsTargets()})
 		return
 	}
 	if claim, publish := p.lossesRead(), (n-1)/2; claim > publish {
 		col.add(Problem{Key: key, Value: p.Stripe.String(), Msg: fmt.Sprintf(
 			"%v on %s would survive the loss of %d, but publishing needs a majority, %d of %d, and survives the loss of %d",
-			p.Stripe, count(n, "target"), claim, n/2+1, n, publish),
-			Hint: fmt.Sprintf("use %d targets or more, or less parity", 2*claim+1)})
+			p.Stripe, p.CountTargets(), claim, n/2+1, n, publish),
+			Hint: fmt.Sprintf("use %d targets or more, of which those you add may be \"witness: true\", or less parity", 2*claim+1)})
+	}
+}
+
+// needsTargets says how many targets a stripe with parity needs: so many that none holds more shards than there is
+// parity, and three for the root.
+func (p Pool) needsTargets() string {
+	data := (p.Stripe.Data + 2*p.Stripe.Parity - 1) / p.Stripe.Parity
+	switch {
+	case data < 3:
+		return fmt.Sprintf("%v needs 3 targets, of which one may be \"witness: true\"", p.Stripe)
+	case p.dataTargets() == len(p.Targets):
+		return fmt.Sprintf("%v needs %d targets", p.Stripe, data)
+	}
+	return fmt.Sprintf("%v needs %d targets that are no witnesses", p.Stripe, data)
+}
+
+// CountTargets says how many targets there are: "2 targets and 1 witness".
+func (p Pool) CountTargets() string {
+	data := p.dataTargets()
+	switch w := len(p.Targets) - data; w {
+	case 0:
+		return count(data, "target")
+	case 1:
+		return count(data, "target") + " and 1 witness"
+	default:
+		return fmt.Sprintf("%s and %d witnesses", count(data, "target"), w)
 	}
 }
 

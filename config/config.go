@@ -172,7 +172,7 @@ type Tier struct {
 
 // Pool is a set of targets, a stripe profile, and disks.
 type Pool struct {
-	// Stripe is k+m; default 1+0 on one target, 2+1 on three to five, 4+2 on six and more.
+	// Stripe is k+m; default 1+0 on one target, 1+1 on two, 2+1 on three to five, 4+2 on six and more, witnesses aside.
 	Stripe Stripe `yaml:"stripe"`
 	// MaxDirtyAge bounds the age of unpublished writes while enough targets answer; default 30 s.
 	MaxDirtyAge time.Duration `yaml:"max_dirty_age"`
@@ -225,6 +225,8 @@ type Target struct {
 	S3    *S3    `yaml:"s3,omitempty"`
 	Azure *Azure `yaml:"azure,omitempty"`
 	Local *Local `yaml:"local,omitempty"`
+	// Witness targets hold a copy of the root and nothing else: they only help to tell who owns the pool.
+	Witness bool `yaml:"witness,omitempty"`
 
 	Limits Limits `yaml:"limits,omitempty"`
 	Prices Prices `yaml:"prices,omitempty"`
@@ -362,7 +364,7 @@ func (c *Config) derive() {
 	}
 	for name, p := range c.Pools {
 		if p.Stripe == (Stripe{}) {
-			p.Stripe = defaultStripe(len(p.Targets))
+			p.Stripe = defaultStripe(p.dataTargets())
 		}
 		if p.Compression == "" {
 			p.Compression = CompressionNone
@@ -376,8 +378,18 @@ func (c *Config) derive() {
 	}
 }
 
-// defaultStripe is the profile for n targets when none is configured. Two targets get 1+1, which the
-// checks refuse with the reason: a choice that only the user can make.
+// dataTargets is how many targets hold shards.
+func (p Pool) dataTargets() (n int) {
+	for _, t := range p.Targets {
+		if !t.Witness {
+			n++
+		}
+	}
+	return n
+}
+
+// defaultStripe is the profile for n targets with shards when none is configured. Two targets get 1+1, which without a
+// witness the checks refuse with the reason: a choice that only the user can make.
 func defaultStripe(n int) Stripe {
 	switch {
 	case n <= 1:

@@ -198,35 +198,72 @@ func TestBrokenFiles(t *testing.T) {
 
 func TestStripesThatClaimTooMuchAreRefused(t *testing.T) {
 	for _, c := range []struct {
-		targets, k, m int
-		survives      int // lost targets; -1 refused
+		targets, witnesses, k, m int
+		survives                 int // lost targets; -1 refused
 	}{
-		{1, 1, 0, 0}, {2, 1, 0, 0}, {3, 2, 1, 1}, {4, 2, 1, 1}, {6, 4, 2, 2}, {5, 3, 2, 2}, {3, 4, 2, 1}, {4, 4, 2, 1},
-		{3, 1, 1, 1}, {5, 1, 2, 2}, {3, 2, 2, 1}, {9, 5, 4, 4}, {3, 16, 0, 0},
-		{1, 1, 1, -1}, // both copies in one place
-		{2, 1, 1, -1}, // no majority of two after a loss
-		{2, 2, 1, -1}, // two of three shards in one place
-		{4, 2, 2, -1}, // reads after two losses, publishes after one
-		{2, 4, 2, -1}, {3, 1, 2, -1}, {5, 4, 1, 1}, {4, 4, 1, -1},
+		{1, 0, 1, 0, 0}, {2, 0, 1, 0, 0}, {3, 0, 2, 1, 1}, {4, 0, 2, 1, 1}, {6, 0, 4, 2, 2}, {5, 0, 3, 2, 2}, {3, 0, 4, 2, 1},
+		{4, 0, 4, 2, 1}, {3, 0, 1, 1, 1}, {5, 0, 1, 2, 2}, {3, 0, 2, 2, 1}, {9, 0, 5, 4, 4}, {3, 0, 16, 0, 0},
+		{1, 0, 1, 1, -1}, // both copies in one place
+		{2, 0, 1, 1, -1}, // no majority of two after a loss
+		{2, 0, 2, 1, -1}, // two of three shards in one place
+		{4, 0, 2, 2, -1}, // reads after two losses, publishes after one
+		{2, 0, 4, 2, -1}, {3, 0, 1, 2, -1}, {5, 0, 4, 1, 1}, {4, 0, 4, 1, -1},
+
+		{2, 1, 1, 1, 1}, {2, 1, 2, 2, 1}, {4, 1, 2, 2, 2}, {3, 1, 2, 1, 1}, {3, 2, 1, 2, 2},
+		{1, 2, 1, 0, 0},  // nothing is claimed
+		{2, 2, 1, 1, 1},  // four copies of the root, three needed
+		{1, 1, 1, 1, -1}, // both copies in one place: a witness has none
+		{1, 2, 1, 1, -1}, {2, 1, 2, 1, -1}, {2, 3, 2, 1, -1}, {5, 1, 5, 1, -1},
+		{0, 3, 1, 0, -1}, {0, 3, 2, 1, -1}, // no place for data
 	} {
 		text := top + fmt.Sprintf("pools: {main: {stripe: {data: %d, parity: %d}, targets: [", c.k, c.m)
-		for i := range c.targets {
-			text += fmt.Sprintf("{name: t%d, local: {dir: /t/%d}}, ", i, i)
+		for i := range c.targets + c.witnesses {
+			text += fmt.Sprintf("{name: t%d, witness: %v, local: {dir: /t/%d}}, ", i, i >= c.targets, i)
 		}
 		cfg, err := load([]byte(text+"]}}\n"), "test.yaml", nil, false)
 		switch {
 		case c.survives < 0 && err == nil:
-			t.Errorf("%d+%d on %d targets was accepted", c.k, c.m, c.targets)
+			t.Errorf("%d+%d on %d targets and %d witnesses was accepted", c.k, c.m, c.targets, c.witnesses)
 		case c.survives >= 0 && err != nil:
-			t.Errorf("%d+%d on %d targets: %v", c.k, c.m, c.targets, err)
+			t.Errorf("%d+%d on %d targets and %d witnesses: %v", c.k, c.m, c.targets, c.witnesses, err)
 		case err == nil && cfg.Pools["main"].Survives() != c.survives:
-			t.Errorf("%d+%d on %d targets survives %d; want %d", c.k, c.m, c.targets, cfg.Pools["main"].Survives(), c.survives)
+			t.Errorf("%d+%d on %d targets and %d witnesses survives %d; want %d", c.k, c.m, c.targets, c.witnesses, cfg.Pools["main"].Survives(), c.survives)
 		}
 	}
-	text := top + "pools: {main: {targets: [{name: a, local: {dir: /t/a}}, {name: b, local: {dir: /t/b}}]}}\n"
-	want := "line 3: pools.main.stripe: 1+1 on 2 targets would survive the loss of 1, but publishing needs a majority, 2 of 2, and survives the loss of 0 (use 3 targets or more, or less parity)\n"
-	if got := problemsOf(t, text); got != want {
-		t.Errorf("two targets: got %q, want %q", got, want)
+}
+
+// TestStripesAndWitnesses asks for the words by which a stripe is refused, and for the profile that is chosen.
+func TestStripesAndWitnesses(t *testing.T) {
+	for _, c := range []struct{ name, pool, want string }{
+		{"two targets", "targets: [{name: a, local: {dir: /t/a}}, {name: b, local: {dir: /t/b}}]",
+			"stripe: 1+1 on 2 targets would survive the loss of 1, but publishing needs a majority, 2 of 2, and survives the loss of 0 (use 3 targets or more, of which those you add may be \"witness: true\", or less parity)"},
+		{"two and a witness", "targets: [{name: a, local: {dir: /t/a}}, {name: b, local: {dir: /t/b}}, {name: w, witness: true, local: {dir: /t/w}}]", "1+1"},
+		{"one and two witnesses", "targets: [{name: a, local: {dir: /t/a}}, {name: v, witness: true, local: {dir: /t/v}}, {name: w, witness: true, local: {dir: /t/w}}]", "1+0"},
+		{"too few data targets for 1+1", "stripe: {data: 1, parity: 1}, targets: [{name: a, local: {dir: /t/a}}, {name: v, witness: true, local: {dir: /t/v}}, {name: w, witness: true, local: {dir: /t/w}}]",
+			"stripe: 1+1 is 2 shards; with 1 target and 2 witnesses one holds 2 of them, and losing it is more than parity 1 rebuilds (1+1 needs 3 targets, of which one may be \"witness: true\")"},
+		{"too few data targets for 2+1", "stripe: {data: 2, parity: 1}, targets: [{name: a, local: {dir: /t/a}}, {name: b, local: {dir: /t/b}}, {name: w, witness: true, local: {dir: /t/w}}]",
+			"stripe: 2+1 is 3 shards; with 2 targets and 1 witness one holds 2 of them, and losing it is more than parity 1 rebuilds (2+1 needs 3 targets that are no witnesses)"},
+		{"too few targets for 4+1", "stripe: {data: 4, parity: 1}, targets: [{name: a, local: {dir: /t/a}}, {name: b, local: {dir: /t/b}}]",
+			"stripe: 4+1 is 5 shards; with 2 targets one holds 3 of them, and losing it is more than parity 1 rebuilds (4+1 needs 5 targets)"},
+		{"witnesses alone", "targets: [{name: w, witness: true, local: {dir: /t/w}}]", "targets: all targets are witnesses, which hold no data"},
+		{"neither true nor false", "targets: [{name: w, witness: 1, local: {dir: /t/w}}]", "targets[0].witness: \"1\" is neither true nor false"},
+	} {
+		text := top + "pools: {main: {" + c.pool + "}}\n"
+		if cfg, err := load([]byte(text), "test.yaml", nil, false); err == nil {
+			if got := cfg.Pools["main"].Stripe.String(); got != c.want {
+				t.Errorf("%s: accepted, with %s; want %q", c.name, got, c.want)
+			}
+			continue
+		}
+		if got, want := problemsOf(t, text), "line 3: pools.main."+c.want+"\n"; got != want {
+			t.Errorf("%s: got %q, want %q", c.name, got, want)
+		}
+	}
+	t.Setenv("GATEWAY_POOLS_MAIN_TARGETS_W_WITNESS", "true")
+	text := top + "pools: {main: {stripe: {data: 1, parity: 1}, targets: [{name: a, local: {dir: /t/a}}, {name: b, local: {dir: /t/b}}, {name: w, local: {dir: /t/w}}]}}\n"
+	cfg, err := load([]byte(text), "test.yaml", os.Environ(), false)
+	if err != nil || !cfg.Pools["main"].Targets[2].Witness || cfg.Pools["main"].CountTargets() != "2 targets and 1 witness" {
+		t.Errorf("a witness by the environment: %+v, %v", cfg, err)
 	}
 }
 

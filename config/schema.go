@@ -17,9 +17,6 @@ import (
 // notBuilt are keys that the design has and this version does not: accepting them would promise
 // what is not kept.
 var notBuilt = map[reflect.Type]map[string]string{
-	reflect.TypeFor[Target](): {
-		"witness": "witness targets are not built yet",
-	},
 	reflect.TypeFor[Pool](): {
 		"fencing":      "pools without fencing are not built yet",
 		"enospc_after": "ENOSPC after a time is not built yet",

@@ -219,16 +219,17 @@ func (p *Pool) publishCheckpoint(ctx context.Context) error {
 	return nil
 }
 
-// putPart stores m+1 copies on different targets, passing over those that fail, however long it takes,
-// and tells which: copy i is on the i-th.
+// putPart stores m+1 copies on different targets, or one on each that placement leaves, passing over those that fail,
+// however long it takes, and tells which: copy i is on the i-th.
 func (p *Pool) putPart(ctx context.Context, epoch, n uint64, part int, body []byte) ([]block.TargetID, error) {
 	obj := encodePart(epoch, uint32(n), part, body)
 	for wait := backoff(0); ; wait = wait.next() {
 		_, m, targets := p.placement(0)
 		slices.Sort(targets)
+		targets = slices.DeleteFunc(slices.Compact(targets), func(t block.TargetID) bool { return t == 0 })
 		var on []block.TargetID
 		var errs []error
-		for _, t := range slices.Compact(targets) {
+		for _, t := range targets {
 			if len(on) > int(m) {
 				break
 			}
@@ -242,7 +243,10 @@ func (p *Pool) putPart(ctx context.Context, epoch, n uint64, part int, body []by
 			}
 			on = append(on, t)
 		}
-		if len(on) > 0 && len(on) >= min(int(m)+1, len(p.value().Cfg.Members)) {
+		if len(on) > 0 && len(on) >= min(int(m)+1, len(targets)) {
+			if thin(len(on), p.value()) {
+				p.repair.thin.Store(true)
+			}
 			return on, nil
 		}
 		p.o.Log.Warn("checkpoint part not stored, trying again", "pool", p.o.Name, "part", part, "err", errors.Join(errs...))
@@ -252,15 +256,20 @@ func (p *Pool) putPart(ctx context.Context, epoch, n uint64, part int, body []by
 	}
 }
 
+// thin tells whether so many copies of a part are fewer than there are when no target is lost.
+func thin(copies int, v root.Value) bool {
+	return copies < min(v.Stripe.Parity+1, len(dataMembers(v.Cfg)))
+}
+
 // getPart reads a part from whichever target has a good copy. As with readPart, there is no word of damage in the error
 // as long as a target has not answered.
 func (p *Pool) getPart(ctx context.Context, epoch, n uint64, part int) ([]byte, error) {
 	var proven, passing []error
-	members := p.value().Cfg.Members
-	for _, mem := range members {
-		store, ok := p.store(mem.ID)
+	members := p.dataMembers()
+	for _, t := range members {
+		store, ok := p.store(t)
 		if !ok {
-			passing = append(passing, fmt.Errorf("target %s is not among the configured ones", p.targetName(mem.ID)))
+			passing = append(passing, fmt.Errorf("target %s is not among the configured ones", p.targetName(t)))
 			continue
 		}
 		for c := range members {
@@ -271,7 +280,7 @@ func (p *Pool) getPart(ctx context.Context, epoch, n uint64, part int) ([]byte, 
 			if err == nil {
 				return b, nil
 			}
-			named := fmt.Errorf("target %s: %w", p.targetName(mem.ID), err)
+			named := fmt.Errorf("target %s: %w", p.targetName(t), err)
 			switch {
 			case errors.Is(err, backend.ErrNotFound):
 			case final(err):

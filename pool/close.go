@@ -145,7 +145,8 @@ type Status struct {
 // TargetStatus is one target of a pool.
 type TargetStatus struct {
 	Name    string         `json:"name"`
-	ID      block.TargetID `json:"id"` // in the pool; a replaced target has another
+	ID      block.TargetID `json:"id"`                // in the pool; a replaced target has another
+	Witness bool           `json:"witness,omitempty"` // it holds its copy of the root and no shards
 	Shards  int            `json:"shards"`
 	Where   string         `json:"where"`
 	Avoided bool           `json:"avoided"` // it failed a moment ago
@@ -208,7 +209,7 @@ func (p *Pool) Status() Status {
 		s.Requests = s.Requests.plus(r)
 	}
 	for _, m := range v.Cfg.Members {
-		t := TargetStatus{ID: m.ID, Name: p.targetName(m.ID), Shards: shards[m.ID], Avoided: p.avoidedLocked(m.ID), Root: p.rootState(m.ID), RootError: p.rootError(m.ID)}
+		t := TargetStatus{ID: m.ID, Name: p.targetName(m.ID), Witness: m.Witness, Shards: shards[m.ID], Avoided: p.avoidedLocked(m.ID), Root: p.rootState(m.ID), RootError: p.rootError(m.ID)}
 		if st, ok := p.store(m.ID); ok {
 			t.Where = st.String()
 			if c, ok := st.(*countedStore); ok {

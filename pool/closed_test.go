@@ -112,7 +112,7 @@ func TestAClosedPoolAnswers(t *testing.T) {
 				_ = p.DeletedDisks(true)
 				_ = p.Describe(d)
 				_, _ = p.Disk("d")
-				_, _ = p.CheckUsage(context.Background())
+				_, _ = p.CheckUsage(ctx)
 				_, _ = p.Fsck(ctx, true, false)
 				if !over {
 					return

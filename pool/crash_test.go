@@ -123,6 +123,7 @@ var crashKinds = []string{
 	"local checkpoints between cuts", "stripes of several data shards", "lives with a target away", "lives with two targets away", "lives with a target that garbles",
 	"requests that arrived twice", "power cut at write:slot-", "power cut at sync:slot-", "power cut at write:meta-",
 	"power cut at sync:meta-", "power cut at write:ckpt-A", "targets lost for good", "targets refilled", "shards restored",
+	"histories of mirrors", "segments on half a mirror",
 }
 
 // crashSeed is the seed to begin with, and whether it was given.

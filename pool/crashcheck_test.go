@@ -95,6 +95,10 @@ func (w *world) checkShards(what string, info segment.Info) error {
 	if w.lossRng != nil && there >= int(info.K) { // an older row may name a target that was lost since
 		return nil
 	}
+	if w.mirror && there == 1 && slices.Contains(info.Targets, 0) {
+		w.stats.inc("segments on half a mirror")
+		return nil
+	}
 	if there <= int(info.K) && info.M > 0 {
 		return fmt.Errorf("%s: segment %d has %d shards of %d+%d: no loss would be survived", what, info.ID, there, info.K, info.M)
 	}
@@ -272,7 +276,7 @@ func (w *world) checkRot(all [][]byte) error {
 	p.mu.Unlock()
 	for _, info := range infos {
 		shard := w.rng.IntN(info.Shards())
-		if w.rng.IntN(2) == 0 || info.M == 0 || info.Targets[shard] == 0 {
+		if w.rng.IntN(2) == 0 || info.M == 0 || slices.Contains(info.Targets, 0) && w.mirror || info.Targets[shard] == 0 {
 			continue
 		}
 		at := w.rng.Uint64()

@@ -87,6 +87,8 @@ type world struct {
 	lossRng *rand.Rand // nil in the others
 	emptied int        // the target that was lost and is not whole again yet; -1 is none
 
+	mirror bool // profile 1+1 on two targets, and a witness: what one of the two does not take is on the other alone
+
 	p      *Pool
 	life   *life
 	loss   loss // since the disks were last checked
@@ -246,6 +248,8 @@ func newWorld(seed uint64, sched *crashtest.Sched, tr *trace, stats *crashStats)
 	}
 	if rng := rand.New(rand.NewPCG(seed, 9)); rng.IntN(5) == 0 { // of its own: the other histories stay as they were
 		w.lossRng = rng
+	} else if w.mirror = rng.IntN(5) == 0; w.mirror {
+		stats.inc("histories of mirrors")
 	}
 	w.life = w.newLife(true)
 	return w, Create(w.life.ctx, w.options(w.fs, w.life))
@@ -273,7 +277,10 @@ func (w *world) options(fs *crashtest.FS, l *life) Options {
 		o.MaxDirtyAge = 20 * time.Millisecond
 	}
 	for i, s := range l.stores {
-		o.Targets = append(o.Targets, Target{Name: fmt.Sprintf("t%d", i), Store: scheduled{s, w.sched}})
+		o.Targets = append(o.Targets, Target{Name: fmt.Sprintf("t%d", i), Store: scheduled{s, w.sched}, Witness: w.mirror && i == crashTargets-1})
+	}
+	if w.mirror {
+		o.Data, o.Parity, o.lostAfter = 1, 1, 10*time.Millisecond
 	}
 	return o
 }

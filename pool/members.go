@@ -30,6 +30,8 @@ var (
 	ErrTargetInUse = errors.New("the place holds a member's copy of this pool's root")
 	// ErrNoTarget means that the pool has no such target.
 	ErrNoTarget = errors.New("no such target")
+	// ErrTooFew means that the pool's stripes would have too few targets, because one is to be a witness.
+	ErrTooFew = errors.New("too few targets that are no witnesses")
 )
 
 // TargetChange is a change of members that is done.
@@ -37,6 +39,8 @@ type TargetChange struct {
 	Target string         `json:"target"`
 	Old    block.TargetID `json:"old,omitempty"` // 0: a target was added
 	New    block.TargetID `json:"new"`
+	// Witness: the new one holds a copy of the root and no shards, as its configuration says.
+	Witness bool `json:"witness,omitempty"`
 }
 
 // memberAsk is a question to keepRepaired, which alone changes members: a commit of a new configuration that is
@@ -118,13 +122,15 @@ func (p *Pool) changeMember(ctx context.Context, name string, add bool) (c Targe
 		return c, err
 	}
 	cfg := p.value().Cfg
-	m := root.Member{ID: nextTarget(cfg), UUID: uuid.NewString(), Name: name}
+	m := root.Member{ID: nextTarget(cfg), UUID: uuid.NewString(), Name: name, Witness: place.Witness}
 	next := slices.Clone(cfg.Members)
 	if old != nil {
-		m.Witness = old.Witness
 		next[slices.IndexFunc(next, func(o root.Member) bool { return o.ID == old.ID })] = m
 	} else {
 		next = append(next, m)
+	}
+	if err := p.enoughData(next); err != nil {
+		return c, err
 	}
 	if err := p.seed(cctx, name, m); err != nil {
 		return c, err
@@ -136,11 +142,34 @@ func (p *Pool) changeMember(ctx context.Context, name string, add bool) (c Targe
 	if err != nil {
 		return c, err
 	}
-	c = TargetChange{Target: name, New: m.ID}
+	c = TargetChange{Target: name, New: m.ID, Witness: m.Witness}
 	if old != nil {
 		c.Old = old.ID
 	}
 	return c, nil
+}
+
+// enoughData refuses members of which one that is no witness, lost, would take more of a stripe than there is parity.
+func (p *Pool) enoughData(members []root.Member) error {
+	s, n := p.value().Stripe, len(dataMembers(root.Config{Members: members}))
+	if n == 0 || s.Parity > 0 && shardsOnEach(s, n) > s.Parity {
+		return fmt.Errorf("%d would be left for stripes of %s: %w", n, stripeName(s), ErrTooFew)
+	}
+	return nil
+}
+
+// shardsOnEach is the most shards of a stripe that one of n targets holds.
+func shardsOnEach(s root.Stripe, n int) int { return (s.Data + s.Parity + n - 1) / n }
+
+// warnOfWitnesses says which targets are configured as what they are not in the pool.
+func (p *Pool) warnOfWitnesses() {
+	for _, m := range p.value().Cfg.Members {
+		name := p.targetName(m.ID)
+		if place, ok := p.placeOf(name); ok && place.Witness != m.Witness {
+			p.o.Log.Warn("target keeps its part in the pool; the configuration says another, which it gets if it is emptied and replaced",
+				"pool", p.o.Name, "target", name, "witness", m.Witness, "configured", place.Witness)
+		}
+	}
 }
 
 // nextTarget is a number that no target of the pool ever had: the highest is never given up, but for a higher one.

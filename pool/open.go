@@ -122,6 +122,7 @@ func open(ctx context.Context, o Options) (*Pool, error) {
 	}
 	p.nameDisks()
 	o.warnOfRAM()
+	p.warnOfWitnesses()
 	p.sweepCache()
 	if p.quarantines, err = readQuarantines(o.FS, o.TierDir); err != nil {
 		o.Log.Warn("quarantine not listed", "pool", o.Name, "err", err)
@@ -497,8 +498,12 @@ func (p *Pool) claim(ctx context.Context, o root.ClaimOptions) error {
 	p.mu.Unlock()
 	p.noteClaim()
 	p.pub.nextSeg = max(p.pub.nextSeg, block.SegmentID(v.SegLimit))
-	if v.Cfg.No > 1 {
+	isThin := len(v.Checkpoints) > 0 && thin(len(v.Checkpoints[0].Targets), v)
+	if v.Cfg.No > 1 || isThin {
 		p.repair.weak.Store(true) // it may have been left so
+	}
+	if isThin {
+		p.repair.thin.Store(true)
 	}
 	p.o.Log.Info("pool claimed", "pool", p.o.Name, "epoch", p.epoch.Load(), "cut", v.Cut)
 	return nil

@@ -87,7 +87,7 @@ func mustSay(t *testing.T, text string, words ...string) {
 // is 30 of these.
 func TestBeatsOfAMonthCostLessThanHalfADollar(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
-		targets := countTargets([]Target{{"a", backendtest.NewMemory("a")}, {"b", backendtest.NewMemory("b")}})
+		targets := countTargets([]Target{{Name: "a", Store: backendtest.NewMemory("a")}, {Name: "b", Store: backendtest.NewMemory("b")}})
 		ctx, cancel := context.WithTimeout(t.Context(), 24*time.Hour)
 		defer cancel()
 		b := &beater{
@@ -116,7 +116,7 @@ func TestABeatNeverReplacesALaterOwners(t *testing.T) {
 	store := backendtest.NewFaulty(memory, 1)
 	var rival *Beat
 	b := &beater{
-		targets: []Target{{"m", store}}, every: time.Second,
+		targets: []Target{{Name: "m", Store: store}}, every: time.Second,
 		rival: func(r *Beat) { rival = r }, beaten: func(*Beat) {},
 	}
 	there := func(body []byte) {

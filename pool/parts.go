@@ -151,12 +151,12 @@ func (p *Pool) readCopy(ctx context.Context, id partID, c partCopy, off int64, b
 	return store.ReadAt(ctx, partKey(id.epoch, id.n, id.part, c.no), b, partHeaderLen+off)
 }
 
-// partCopies is where a part may be, the likeliest first: where it was before, then copy i on the i-th member,
+// partCopies is where a part may be, the likeliest first: where it was before, then copy i on the i-th member that is no witness,
 // parts taking turns among the copies, then wherever else targets that failed may have moved it. Targets that failed
 // lately come last.
 func (p *Pool) partCopies(id partID) []partCopy {
 	v := p.value()
-	ms := v.Cfg.Members
+	ms := dataMembers(v.Cfg)
 	copies := min(v.Stripe.Parity+1, len(ms))
 	var list []partCopy
 	if c, ok := p.far.place(id); ok {
@@ -164,11 +164,11 @@ func (p *Pool) partCopies(id partID) []partCopy {
 	}
 	for i := range copies {
 		i = (i + id.part) % copies
-		list = append(list, partCopy{ms[i].ID, i})
+		list = append(list, partCopy{ms[i], i})
 	}
 	for no := range ms {
 		for i := range ms {
-			list = append(list, partCopy{ms[(i+no)%len(ms)].ID, no})
+			list = append(list, partCopy{ms[(i+no)%len(ms)], no})
 		}
 	}
 	var first, last []partCopy

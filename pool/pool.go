@@ -38,6 +38,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -80,6 +81,9 @@ var (
 type Target struct {
 	Name  string
 	Store backend.Store
+	// Witness is what the target becomes when a pool is created on it, or when it is taken into one: it then holds a
+	// copy of the root and no shards. A member stays what it became.
+	Witness bool
 }
 
 // Options configure a pool. A zero field has the default that its comment names.
@@ -169,6 +173,7 @@ type Options struct {
 	publicationBytes             int           // of one record of a publication; default 8 MiB
 	reclaimTick, reclaimRound    time.Duration // see reclaim; default a minute, and an eighth of DeleteGrace
 	repairPoll                   time.Duration
+	lostAfter                    time.Duration // see placement; default lostAfter
 }
 
 func (o Options) withDefaults() Options {
@@ -207,6 +212,9 @@ func (o Options) withDefaults() Options {
 	def(&o.RepairRate, 32<<20)
 	if o.repairPoll == 0 {
 		o.repairPoll = repairPoll
+	}
+	if o.lostAfter == 0 {
+		o.lostAfter = lostAfter
 	}
 	if o.CheckpointCuts == 0 {
 		o.CheckpointCuts = 128
@@ -276,6 +284,8 @@ func (o Options) validate() error {
 	var errs []error
 	if len(o.Targets) == 0 {
 		errs = append(errs, errors.New("no targets"))
+	} else if !slices.ContainsFunc(o.Targets, func(t Target) bool { return !t.Witness }) {
+		errs = append(errs, errors.New("all targets are witnesses, which hold no data"))
 	}
 	if o.TierBytes/o.SlotBytes < slotsMin || o.SlotBytes < slotBytesMin {
 		errs = append(errs, fmt.Errorf("tier of %d bytes holds %d slots of %d bytes; at least %d of %d are needed",
@@ -420,7 +430,7 @@ func Create(ctx context.Context, o Options) error {
 		Stripe: root.Stripe{Data: o.Data, Parity: o.Parity}, GrainBytes: GrainBytes, SegmentBytes: o.SegmentBytes,
 	}
 	for i, t := range o.Targets {
-		v.Cfg.Members = append(v.Cfg.Members, root.Member{ID: block.TargetID(i + 1), UUID: uuid.NewString(), Name: t.Name})
+		v.Cfg.Members = append(v.Cfg.Members, root.Member{ID: block.TargetID(i + 1), UUID: uuid.NewString(), Name: t.Name, Witness: t.Witness})
 	}
 	if err := root.Create(ctx, rootTargets(o.Targets), uuid.NewString(), v); err != nil {
 		return fmt.Errorf("create pool %s: %w", o.Name, err)

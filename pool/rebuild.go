@@ -105,6 +105,8 @@ type RebuiltTarget struct {
 	ID     uint16 `json:"id"`
 	Shards int    `json:"shards"` // of needed segments
 	New    bool   `json:"new"`    // nothing there was planned for a target of one number: empty, or mixed
+	// Witness: it gets a copy of the root and no shards, as configured. One on which shards were found is none.
+	Witness bool `json:"witness,omitempty"`
 }
 
 // What a rebuild leaves room for above all it saw: numbers that an owner who still runs may use, and epochs of

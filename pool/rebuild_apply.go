@@ -65,7 +65,7 @@ func (b *rebuilder) newPool() (*Pool, error) {
 	}
 	for i, t := range b.rep.Targets {
 		id := block.TargetID(t.ID)
-		p.val.Cfg.Members = append(p.val.Cfg.Members, root.Member{ID: id, UUID: uuid.NewString(), Name: t.Name})
+		p.val.Cfg.Members = append(p.val.Cfg.Members, root.Member{ID: id, UUID: uuid.NewString(), Name: t.Name, Witness: t.Witness})
 		p.stores[id], p.names[id] = b.s.stores[i], t.Name
 	}
 	var err error

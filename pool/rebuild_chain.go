@@ -244,5 +244,8 @@ func (s *survey) place(segs []*foundSegment) []RebuiltTarget {
 			}
 		}
 	}
+	for i := range ts {
+		ts[i].Witness = s.witness[i] && ts[i].Shards == 0
+	}
 	return ts
 }

@@ -23,6 +23,7 @@ import (
 type survey struct {
 	stores     []backend.Store // by target, in the order of the configuration
 	names      []string
+	witness    []bool // as configured
 	segs       map[segKey]*foundSegment
 	pool       [16]byte
 	epoch      uint64          // the highest in any name
@@ -120,7 +121,7 @@ func patiently(ctx context.Context, f func(context.Context) error) error {
 func surveyShards(ctx context.Context, o Options, progress func(RebuildProgress)) (*survey, error) {
 	s := &survey{segs: map[segKey]*foundSegment{}}
 	for _, t := range o.Targets {
-		s.stores, s.names = append(s.stores, t.Store), append(s.names, t.Name)
+		s.stores, s.names, s.witness = append(s.stores, t.Store), append(s.names, t.Name), append(s.witness, t.Witness)
 	}
 	if err := s.list(ctx, progress); err != nil {
 		return nil, err

@@ -36,6 +36,7 @@ type repairer struct {
 
 	look atomic.Bool // there may be something to repair
 	weak atomic.Bool // a target was replaced: the published checkpoint may lack copies
+	thin atomic.Bool // a part of it was stored with fewer copies, since a target was lost; weak once that is back
 	want atomic.Int32
 
 	mu          sync.Mutex
@@ -321,14 +322,14 @@ func (p *Pool) restoreAll(ctx context.Context, o RepairOptions) (rep RepairRepor
 		return rep, nil
 	}
 	live, members := p.repairTargets(ctx), len(dataMembers(p.value().Cfg))
-	w := repairWork{p: p, o: o, pace: pace{perSecond: o.BytesPerSecond}, begin: time.Now(), rep: &rep}
+	w := repairWork{p: p, o: o, pace: pacer{rate: o.BytesPerSecond}, begin: time.Now(), rep: &rep}
 	w.progress.SegmentsTotal = len(tasks)
 	for _, t := range tasks {
 		w.progress.BytesTotal += t.info.ObjectBytes() * int64(len(t.shards))
 	}
 	w.tell()
 	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(restoresMax)
+	g.SetLimit(2 * restoresMax) // half of them are read back
 	for _, t := range tasks {
 		if gctx.Err() != nil {
 			break
@@ -345,7 +346,7 @@ func (p *Pool) restoreAll(ctx context.Context, o RepairOptions) (rep RepairRepor
 type repairWork struct {
 	p     *Pool
 	o     RepairOptions
-	pace  pace
+	pace  pacer
 	begin time.Time
 
 	mu       sync.Mutex
@@ -440,39 +441,6 @@ func (w *repairWork) tellLocked() {
 	w.p.repair.mu.Unlock()
 	if w.o.Progress != nil {
 		w.o.Progress(w.progress)
-	}
-}
-
-// pace lets so many bytes pass per second, on average; 0 is no bound. Safe for concurrent use.
-type pace struct {
-	perSecond int64
-
-	mu   sync.Mutex
-	next time.Time // when the next bytes may pass
-}
-
-func (r *pace) wait(ctx context.Context, bytes int64) error {
-	if r.perSecond <= 0 {
-		return ctx.Err()
-	}
-	r.mu.Lock()
-	now := time.Now()
-	if r.next.Before(now) {
-		r.next = now
-	}
-	left := r.next.Sub(now)
-	r.next = r.next.Add(time.Duration(float64(bytes) / float64(r.perSecond) * float64(time.Second)))
-	r.mu.Unlock()
-	if left <= 0 {
-		return ctx.Err()
-	}
-	t := time.NewTimer(left)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
 	}
 }
 

@@ -242,3 +242,32 @@ func TestARepairThatDiesGoesOn(t *testing.T) {
 		}
 	}
 }
+
+// TestAShardIsReadBackBesideTheNext holds back every answer to a reading back until twice as many shards are stored as are
+// restored at a time: half of them wait to be read back, and the others have begun meanwhile.
+func TestAShardIsReadBackBesideTheNext(t *testing.T) {
+	r, model := filled(t, nil)
+	r.empty(1)
+	r.replace(1)
+	var puts atomic.Int32
+	enough := make(chan struct{})
+	r.stores[1].Before = func(op, key string) error {
+		switch {
+		case !strings.HasPrefix(key, "seg/"):
+		case op == "put" && puts.Add(1) == 2*restoresMax:
+			close(enough)
+		case op == "get":
+			select {
+			case <-enough:
+			case <-time.After(time.Minute):
+				return &backend.Error{Op: op, Key: key, Class: backend.Permanent, Err: errors.New("nothing was stored beside")}
+			}
+		}
+		return nil
+	}
+	if rep := r.repair(); rep.Restored < 2*restoresMax || rep.Failed > 0 {
+		t.Errorf("repaired %+v", rep)
+	}
+	r.whole()
+	r.expect(r.disk("d", testDisk), model)
+}

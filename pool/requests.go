@@ -53,7 +53,8 @@ type countedStore struct {
 func countTargets(ts []Target) []Target {
 	out := make([]Target, len(ts))
 	for i, t := range ts {
-		out[i] = Target{Name: t.Name, Store: &countedStore{Store: t.Store}}
+		t.Store = &countedStore{Store: t.Store}
+		out[i] = t
 	}
 	return out
 }

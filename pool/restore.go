@@ -81,20 +81,22 @@ func (p *Pool) segmentInfo(id block.SegmentID) (segment.Info, bool) {
 // was stored is read back and compared. If to is not where the segment's row has the shard, the row is changed, on
 // record first. Errors match segment.ErrDamaged if it is proven that too few others are intact, errGone, and what
 // the stores said; nothing but an object may have changed then. At most restoresMax run at a time, the others
-// wait; each has the bytes of k+1 shards in memory.
+// wait; each has the bytes of k+1 shards in memory. One that is stored lets the next begin while it is read back, with
+// the bytes of two.
 func (p *Pool) restoreShard(ctx context.Context, info segment.Info, shard int, to block.TargetID, damaged bool) error {
 	select {
 	case p.repair.slots <- struct{}{}:
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	defer func() { <-p.repair.slots }()
+	free := sync.OnceFunc(func() { <-p.repair.slots })
+	defer free()
 	if now, ok := p.segmentInfo(info.ID); !ok || now.Epoch != info.Epoch || shard < 0 || shard >= now.Shards() {
 		return fmt.Errorf("restore shard %d of segment %d: %w", shard, info.ID, errGone)
 	} else {
 		info = now
 	}
-	err := p.restore(ctx, info, shard, to, damaged)
+	err := p.restore(ctx, info, shard, to, damaged, free)
 	if err == nil {
 		if err = p.placeShard(info, shard, to); errors.Is(err, errGone) {
 			p.dropRestored(info, shard, to)
@@ -114,13 +116,14 @@ func (p *Pool) dropRestored(info segment.Info, shard int, to block.TargetID) {
 	}
 }
 
-// restoresMax is how many shards are restored at a time; restoreTimeout is for one transfer of one.
+// restoresMax is how many shards are restored at a time, and as many are read back; restoreTimeout is for one transfer of one.
 const (
 	restoresMax    = 2
 	restoreTimeout = 2 * time.Minute
 )
 
-func (p *Pool) restore(ctx context.Context, info segment.Info, shard int, to block.TargetID, damaged bool) error {
+// restore is restoreShard but for the tables; it calls stored once the shard is.
+func (p *Pool) restore(ctx context.Context, info segment.Info, shard int, to block.TargetID, damaged bool, stored func()) error {
 	store, ok := p.store(to)
 	if !ok {
 		return fmt.Errorf("target %s is not configured", p.targetName(to))
@@ -140,6 +143,7 @@ func (p *Pool) restore(ctx context.Context, info segment.Info, shard int, to blo
 	} else {
 		err = putShard(ctx, store, key, body)
 	}
+	stored()
 	if err == nil {
 		p.foreground.yield(ctx, yieldMax)
 		err = isStored(ctx, store, key, body)

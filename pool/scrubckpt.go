@@ -240,14 +240,7 @@ func (s *scrubber) noCopy(copies []foundCopy, key string, away int) (hurt []hurt
 }
 
 // dataMembers are the targets that hold more than the root.
-func (p *Pool) dataMembers() (ids []block.TargetID) {
-	for _, m := range p.value().Cfg.Members {
-		if !m.Witness {
-			ids = append(ids, m.ID)
-		}
-	}
-	return ids
-}
+func (p *Pool) dataMembers() []block.TargetID { return dataMembers(p.value().Cfg) }
 
 // copies finds the copies of a part by their names. away is how many targets did not answer, or not to the end.
 func (s *scrubber) copies(ctx context.Context, id partID, check func([]byte) error) (copies []foundCopy, away int) {

@@ -23,6 +23,7 @@ const (
 	putTimeout  = 30 * time.Second // per attempt; a target that lets one run out is passed over at once
 	sickTimeMin = 30 * time.Second // how long a target that failed is passed over; doubles while it fails
 	sickTimeMax = 8 * time.Minute
+	lostAfter   = 30 * time.Second // how long a target must have failed before stripes are stored weaker for it. [tune]
 )
 
 // storedSegment is a segment on its targets, with the plan it was packed from.
@@ -103,35 +104,42 @@ func (p *Pool) segmentNumber(ctx context.Context) (block.SegmentID, error) {
 
 // placement chooses the profile and the targets, in order of their number, for a segment: the pool's
 // own, 1+m for a small one, or the widest that the live targets allow while no target holds more than
-// its share. With fewer than m+1 live it falls back on those that failed; it returns no targets if fewer
-// than m+1 are configured at all.
+// its share. It takes so many that their shares hold 1+m shards. If fewer are live it falls back on those that failed, but
+// not on those that have for lostAfter: as many as the profile survives may be lost, and where that leaves no room for 1+m
+// (1+1 on two targets) the segment is stored with what room there is, its other targets being 0, and repaired later. It returns
+// no targets if there are fewer than that.
 func (p *Pool) placement(payload int64) (k, m uint8, targets []block.TargetID) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var live, there []block.TargetID
-	all := 0
-	for _, mem := range p.val.Cfg.Members {
-		if mem.Witness {
+	var live, there, kept []block.TargetID // not avoided; configured; of these not lost
+	all := dataMembers(p.val.Cfg)
+	for _, t := range all {
+		if _, ok := p.store(t); !ok {
 			continue
 		}
-		all++
-		if _, ok := p.store(mem.ID); !ok {
-			continue
+		there = append(there, t)
+		if !p.avoidedLocked(t) {
+			live = append(live, t)
 		}
-		there = append(there, mem.ID)
-		if !p.avoidedLocked(mem.ID) {
-			live = append(live, mem.ID)
+		if s, sick := p.sick[t]; !sick || time.Since(s.since) < p.o.lostAfter {
+			kept = append(kept, t)
 		}
 	}
-	K, M := p.val.Stripe.Data, p.val.Stripe.Parity
-	least := min(M+1, all)
-	if len(live) < least {
+	K, M, each := p.val.Stripe.Data, p.val.Stripe.Parity, shardsOnEach(p.val.Stripe, len(all))
+	least := (M + each) / each // of these each holds its share of M+1 shards
+	lost := len(all) - len(kept)
+	switch {
+	case len(live) >= least:
+	case len(kept) > 0 && len(kept) < least && lost <= M/each:
+		for range each {
+			targets = append(targets, kept...)
+		}
+		return 1, uint8(M), append(targets, make([]block.TargetID, 1+M-len(targets))...)
+	case len(there) >= least:
 		live = there // nothing is gained by sparing those that failed: they are asked until they answer
-	}
-	if len(live) < least {
+	default:
 		return 0, 0, nil
 	}
-	each := (K + M + all - 1) / all // shards of one stripe on one target
 	K = min(K, each*len(live)-M)
 	if payload < smallBytes || K < 1 {
 		K = 1
@@ -152,17 +160,23 @@ func (p *Pool) avoided(t block.TargetID) bool {
 	return p.avoidedLocked(t)
 }
 
-// rotate turns the list of targets by n, so that parity and small segments spread evenly.
+// rotate turns the list of targets by n, so that parity and small segments spread evenly. Zeroes stay at the end, where
+// parity is.
 func rotate(ts []block.TargetID, n int) []block.TargetID {
 	out := make([]block.TargetID, len(ts))
-	for i := range ts {
-		out[i] = ts[(i+n)%len(ts)]
+	named := len(ts)
+	if i := slices.Index(ts, 0); i >= 0 {
+		named = i
+	}
+	for i := range named {
+		out[i] = ts[(i+n)%named]
 	}
 	return out
 }
 
 // putShards stores all shards at the same time, making way for reads. It returns where they are: a shard
-// that its target did not take is missing, if what is left survives the loss of any one target.
+// that its target did not take is missing, if what is left survives the loss of any one target; and so is one that was
+// planned for none.
 func (p *Pool) putShards(ctx context.Context, s *segment.Sealed) (segment.Info, error) {
 	info := s.Info
 	info.Targets = slices.Clone(info.Targets)
@@ -172,6 +186,9 @@ func (p *Pool) putShards(ctx context.Context, s *segment.Sealed) (segment.Info, 
 	for i, t := range s.Info.Targets {
 		if !p.log.Pressure().Waiting {
 			p.foreground.yield(ctx, yieldMax-time.Since(begin))
+		}
+		if t == 0 {
+			continue
 		}
 		wg.Go(func() {
 			store, ok := p.store(t)
@@ -189,13 +206,12 @@ func (p *Pool) putShards(ctx context.Context, s *segment.Sealed) (segment.Info, 
 		}
 	}
 	err := errors.Join(errs...)
-	if err == nil || ctx.Err() != nil {
+	if err != nil && (ctx.Err() != nil || !strong(info)) {
 		return info, err
 	}
-	if !strong(info) {
-		return info, err
+	if slices.Contains(info.Targets, 0) {
+		p.o.Log.Warn("segment stored without some of its shards", "pool", p.o.Name, "segment", uint64(info.ID), "targets", info.Targets, "err", err)
 	}
-	p.o.Log.Warn("segment stored without some of its shards", "pool", p.o.Name, "segment", uint64(info.ID), "targets", info.Targets, "err", err)
 	return info, nil
 }
 
@@ -217,24 +233,39 @@ func strong(i segment.Info) bool {
 type sickness struct {
 	until time.Time
 	time  time.Duration // this time
+	since time.Time     // nothing it was asked for came to a good end since
 }
 
 // judge notes how a target did, and names it in the error.
 func (p *Pool) judge(ctx context.Context, t block.TargetID, err error) error {
 	if err == nil || ctx.Err() != nil {
 		if err == nil {
-			p.mu.Lock()
-			delete(p.sick, t)
-			p.mu.Unlock()
+			p.recovered(t)
 		}
 		return err
 	}
 	p.mu.Lock()
-	s := sickness{time: min(max(2*p.sick[t].time, sickTimeMin), sickTimeMax)}
+	s := sickness{time: min(max(2*p.sick[t].time, sickTimeMin), sickTimeMax), since: p.sick[t].since}
 	s.until = time.Now().Add(s.time)
+	if s.since.IsZero() {
+		s.since = time.Now()
+	}
 	p.sick[t] = s
 	p.mu.Unlock()
 	return fmt.Errorf("target %s: %w", p.targetName(t), err)
+}
+
+// recovered notes that a target does what it is asked for. If it did not before, what was stored with fewer copies
+// meanwhile is worth a look.
+func (p *Pool) recovered(t block.TargetID) {
+	p.mu.Lock()
+	_, was := p.sick[t]
+	delete(p.sick, t)
+	p.mu.Unlock()
+	if was && p.repair.thin.Swap(false) {
+		p.repair.weak.Store(true)
+		p.repair.nudge()
+	}
 }
 
 // putShard stores one object under a name that nobody else uses. Finding the name taken may be the

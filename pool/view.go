@@ -134,7 +134,7 @@ func openView(ctx context.Context, o ViewOptions) (*View, error) {
 	v := &View{o: o, degraded: map[shardID]bool{}}
 	p := newMaps(Options{Name: o.Name, Log: o.Log})
 	for _, t := range o.Targets {
-		p.o.Targets = append(p.o.Targets, Target{Name: t.Name, Store: readOnlyStore{t.Store}})
+		p.o.Targets = append(p.o.Targets, Target{Name: t.Name, Store: readOnlyStore{t.Store}, Witness: t.Witness})
 	}
 	p.forget() // as empty as an open finds it
 	v.p = p

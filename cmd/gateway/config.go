@@ -39,7 +39,7 @@ type configReport struct {
 
 type poolReport struct {
 	Stripe   string `json:"stripe"`
-	Targets  int    `json:"targets"`
+	Targets  int    `json:"targets"`  // witnesses included
 	Survives int    `json:"survives"` // lost targets
 }
 

@@ -182,7 +182,7 @@ func openView(ctx context.Context, a *app, o extractOptions, cfg *config.Config,
 			log.Warn("target is left out", "target", t.Name, "err", err)
 			continue
 		}
-		vo.Targets = append(vo.Targets, pool.Target{Name: t.Name, Store: adapt(s, t, log)})
+		vo.Targets = append(vo.Targets, pool.Target{Name: t.Name, Store: adapt(s, t, log), Witness: t.Witness})
 	}
 	if len(vo.Targets) == 0 {
 		return nil, fmt.Errorf("pool %s: none of its targets can be opened", name)

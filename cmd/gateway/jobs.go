@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -108,7 +107,7 @@ const jobPoll = 300 * time.Millisecond
 // follow waits for a job to end, with its progress on a terminal, and gives it as it ended. If ctx ends first the
 // job is cancelled.
 func (a *app) follow(ctx context.Context, c *api.Client, j api.Job) (api.Job, error) {
-	show := a.terminal() && !a.json
+	show := !a.json && isTerminal(a.stderr)
 	tick := time.NewTicker(jobPoll)
 	defer tick.Stop()
 	for j.State == jobs.Running {
@@ -153,14 +152,4 @@ func outcome(j api.Job, report any) error {
 		return fmt.Errorf("job %s was cancelled: %w", j.ID, context.Canceled)
 	}
 	return nil
-}
-
-// terminal tells whether progress may be shown.
-func (a *app) terminal() bool {
-	f, ok := a.stderr.(*os.File)
-	if !ok {
-		return false
-	}
-	st, err := f.Stat()
-	return err == nil && st.Mode()&os.ModeCharDevice != 0
 }

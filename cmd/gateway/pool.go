@@ -60,7 +60,7 @@ func runPoolCreate(ctx context.Context, a *app, name string) error {
 	if a.json {
 		return a.printJSON(map[string]any{"pool": name, "targets": len(pc.Targets), "stripe": pc.Stripe.String()})
 	}
-	fmt.Fprintf(a.stdout, "pool %s: created on %d targets, stripe %s\n", name, len(pc.Targets), pc.Stripe)
+	fmt.Fprintf(a.stdout, "pool %s: created on %s, stripe %s\n", name, pc.CountTargets(), pc.Stripe)
 	return nil
 }
 
@@ -172,7 +172,11 @@ func runPoolStatus(ctx context.Context, a *app, names []string) ([]pool.Status, 
 			if h := t.Health; h != nil && h.State != "ok" {
 				state += fmt.Sprintf(", %s since %s, %d requests at a time", h.State, h.Since.Local().Format(time.TimeOnly), h.Concurrency)
 			}
-			fmt.Fprintf(a.stdout, "  target %s: %s, %s, %d shards\n", t.Name, state, t.Where, t.Shards)
+			holds := fmt.Sprintf("%d shards", t.Shards)
+			if t.Witness {
+				holds = "a witness: no shards"
+			}
+			fmt.Fprintf(a.stdout, "  target %s: %s, %s, %s\n", t.Name, state, t.Where, holds)
 		}
 	}
 	return ps, nil

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"graindisk/api"
 	"graindisk/config"
@@ -107,6 +106,10 @@ func printRebuilt(w io.Writer, r *pool.RebuildReport) {
 	fmt.Fprintf(w, "  %d segments of %d cuts; %d segments below strength, %d others found, %d unreadable shards met\n",
 		r.Segments, r.Cuts, r.BelowStrength, r.OtherSegments, r.UnreadableShards)
 	for _, t := range r.Targets {
+		if t.Witness {
+			fmt.Fprintf(w, "  target %s: number %d, a witness\n", t.Name, t.ID)
+			continue
+		}
 		fmt.Fprintf(w, "  target %s: number %d, shards of %d segments\n", t.Name, t.ID, t.Shards)
 	}
 	if r.BelowStrength > 0 {
@@ -122,14 +125,10 @@ type counter struct {
 }
 
 func (a *app) newCounter() *counter {
-	f, ok := a.stderr.(*os.File)
-	if !ok || a.json {
+	if a.json || !isTerminal(a.stderr) {
 		return &counter{}
 	}
-	if _, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS); err != nil {
-		return &counter{}
-	}
-	return &counter{w: f}
+	return &counter{w: a.stderr}
 }
 
 func (c *counter) tell(phase string, done, total int) {

@@ -121,7 +121,8 @@ func newPoolReplaceTargetCmd(a *app) *cobra.Command {
 lost there: its disk was replaced, its bucket is a new one. The place must answer and be empty; a
 directory must be there, and may have been removed and made anew while the gateway runs. What the
 old one held counts as lost from then on, and is restored from the others in the background; "gateway
-pool repair" does it at once.
+pool repair" does it at once. Whether the new one is a witness the configuration says that the gateway was
+started with.
 
 A target that was merely away needs none of this: it is used again when it answers.`,
 		Args: cobra.ExactArgs(2),
@@ -157,8 +158,12 @@ func runReplaceTarget(ctx context.Context, a *app, name, target string, add bool
 	switch {
 	case a.json:
 		return a.printJSON(t)
+	case add && t.Witness:
+		fmt.Fprintf(a.stdout, "pool %s: target %s is number %d, a witness\n", name, target, t.New)
 	case add:
 		fmt.Fprintf(a.stdout, "pool %s: target %s is number %d\n", name, target, t.New)
+	case t.Witness:
+		fmt.Fprintf(a.stdout, "pool %s: target %s is number %d now, a witness\n", name, target, t.New)
 	default:
 		fmt.Fprintf(a.stdout, "pool %s: target %s is number %d now; what was on number %d is being restored\n", name, target, t.New, t.Old)
 	}

@@ -177,7 +177,7 @@ func poolOptions(ctx context.Context, cfg *config.Config, name string, log *slog
 		if err != nil {
 			return o, fmt.Errorf("pool %s: target %s: %w", name, t.Name, err)
 		}
-		o.Targets = append(o.Targets, pool.Target{Name: t.Name, Store: adapt(s, t, log)})
+		o.Targets = append(o.Targets, pool.Target{Name: t.Name, Store: adapt(s, t, log), Witness: t.Witness})
 	}
 	return o, nil
 }
