@@ -205,6 +205,7 @@ func (w *scrubWorld) spoils(rng *rand.Rand) map[string]func(v victim, b []byte) 
 	return map[string]func(v victim, b []byte) []byte{
 		"a bit of the first byte":     flip(func(v victim) int { return v.from }),
 		"a bit of the last byte":      flip(func(v victim) int { return v.to - 1 }),
+		"a bit of the version":        func(v victim, b []byte) []byte { b[v.from+5] ^= 0x40; return b }, // a damaged copy is not of a newer release
 		"a bit somewhere":             random,
 		"a bit somewhere else":        random,
 		"whole: cut short":            func(_ victim, b []byte) []byte { return b[:rng.IntN(len(b))] },
