@@ -46,6 +46,7 @@ import (
 
 	"graindisk/internal/jobs"
 	"graindisk/pool"
+	"graindisk/pool/root"
 	"graindisk/vdisk"
 )
 
@@ -101,6 +102,7 @@ var codes = []struct {
 	{jobs.ErrNoJob, "no_such_job", http.StatusNotFound},
 	{jobs.ErrRunning, "running", http.StatusConflict},
 	{vdisk.ErrFenced, "fenced", http.StatusConflict},
+	{root.ErrFenced, "fenced", http.StatusConflict},
 }
 
 // ErrBadRequest means that the request makes no sense as it stands.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"text/tabwriter"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -62,7 +61,7 @@ func newDiskUndeleteCmd(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.printDone(d, "disk %s: %s in pool %s is back\n", d.Name, config.Bytes(d.SizeBytes), d.Pool)
+			return a.printDone(d, "disk %s: %s in pool %s is back\n", d.Name, sized(d.SizeBytes), d.Pool)
 		},
 	}
 	cmd.Flags().StringVar(&o.As, "as", "", "under this name; its own may be taken")
@@ -122,7 +121,7 @@ what --shrink cuts off is gone. An NBD client learns the size when it connects: 
 			if err != nil {
 				return err
 			}
-			return a.printDone(d, "disk %s: %s; clients that are connected see it when they reconnect\n", d.Name, config.Bytes(d.SizeBytes))
+			return a.printDone(d, "disk %s: %s; clients that are connected see it when they reconnect\n", d.Name, sized(d.SizeBytes))
 		},
 	}
 	cmd.Flags().BoolVar(&shrink, "shrink", false, "it may lose its end")
@@ -166,7 +165,7 @@ func runPoolFsck(ctx context.Context, a *app, name string, o api.Fsck) error {
 			fmt.Fprintf(a.stdout, "  %s\n", s)
 		}
 		if r.Orphans >= 0 {
-			fmt.Fprintf(a.stdout, "  %d orphans, %s\n", r.Orphans, config.Bytes(r.OrphanBytes))
+			fmt.Fprintf(a.stdout, "  %d orphans, %s\n", r.Orphans, sized(r.OrphanBytes))
 		}
 	}
 	if err == nil && r.Bad() {
@@ -205,8 +204,8 @@ func (a *app) listDeleted(ctx context.Context) error {
 	t := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "NAME\tID\tPOOL\tSIZE\tDELETED\tUNTIL")
 	for _, d := range ds {
-		fmt.Fprintf(t, "%s\t%d\t%s\t%s\t%s\t%s\n", d.Name, d.ID, d.Pool, config.Bytes(d.SizeBytes),
-			time.Unix(d.DeletedAt, 0).Format(time.DateTime), time.Unix(d.Until, 0).Format(time.DateTime))
+		fmt.Fprintf(t, "%s\t%d\t%s\t%s\t%s\t%s\n", d.Name, d.ID, d.Pool, sized(d.SizeBytes),
+			clock(d.DeletedAt), clock(d.Until))
 	}
 	return t.Flush()
 }
@@ -300,9 +299,9 @@ func (g *gateway) ResizeDisk(ctx context.Context, name string, o api.ResizeDisk)
 
 // Fsck implements api.Gateway.
 func (g *gateway) Fsck(ctx context.Context, name string, o api.Fsck) (pool.FsckReport, error) {
-	p := g.all()[name]
-	if p == nil {
-		return pool.FsckReport{}, fmt.Errorf("pool %s: %w", name, api.ErrNoPool)
+	p, err := g.poolOf(name)
+	if err != nil {
+		return pool.FsckReport{}, err
 	}
 	return p.Fsck(ctx, o.Orphans, o.Reclaim)
 }

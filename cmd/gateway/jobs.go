@@ -10,7 +10,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"graindisk/api"
-	"graindisk/config"
 	"graindisk/internal/jobs"
 )
 
@@ -39,7 +38,7 @@ func newJobListCmd(a *app) *cobra.Command {
 				return a.printJSON(js)
 			}
 			for _, j := range js {
-				fmt.Fprintf(a.stdout, "%s: %s of %s, %s since %s: %s\n", j.ID, j.Kind, j.Subject, j.State, j.Started.Local().Format(time.DateTime), progressText(j.Progress))
+				fmt.Fprintf(a.stdout, "%s: %s of %s, %s since %s: %s\n", j.ID, j.Kind, j.Subject, j.State, clock(j.Started), progressText(j.Progress))
 			}
 			return nil
 		},
@@ -70,11 +69,11 @@ func progressText(p jobs.Progress) string {
 	if p.ItemsTotal > 0 {
 		s += fmt.Sprintf(" of %d", p.ItemsTotal)
 	}
-	s += fmt.Sprintf(" done, %v", config.Bytes(p.BytesDone))
+	s += fmt.Sprintf(" done, %v", sized(p.BytesDone))
 	if p.BytesTotal > 0 {
-		s += fmt.Sprintf(" of %v", config.Bytes(p.BytesTotal))
+		s += fmt.Sprintf(" of %v", sized(p.BytesTotal))
 	}
-	return s + fmt.Sprintf(", %v/s", config.Bytes(p.BytesPerSecond))
+	return s + fmt.Sprintf(", %v/s", sized(p.BytesPerSecond))
 }
 
 // namesOrAll are the pools that a command is for: those named, or all that the gateway serves.
@@ -90,7 +89,7 @@ func namesOrAll(ctx context.Context, c *api.Client, names []string) ([]string, e
 		names = append(names, p.Name)
 	}
 	if len(names) == 0 {
-		return nil, fmt.Errorf("the gateway serves no pool: %w; see \"gateway pool status\"", api.ErrNoPool)
+		return nil, fmt.Errorf("%w: the gateway serves none; see \"gateway pool status\"", api.ErrNoPool)
 	}
 	return names, nil
 }

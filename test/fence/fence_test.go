@@ -71,6 +71,9 @@ func TestAStoppedOwnerAcknowledgesNothingMore(t *testing.T) {
 			t.Errorf("%s on a fenced gateway: %v", what, err)
 		}
 	}
+	if r := harness.Run(t, "pool", "release", "main", "--config", a.config); r.Code != 11 || !strings.Contains(r.Stderr, "fenced by") || !strings.Contains(r.Stderr, "epoch 2") {
+		t.Errorf("release of a fenced pool: exit %d, %s", r.Code, r.Stderr)
+	}
 	_, blocks := readLost(t, filepath.Join(a.tier, "main"))
 	load.compare(t, blocks)
 	holds(t, second, model)
@@ -146,13 +149,23 @@ func TestAReleasedPoolGoesElsewhere(t *testing.T) {
 	if err := load.ended(); err == nil || errors.Is(err, errStill) {
 		t.Fatalf("the load goes on: %v", err)
 	}
-	for _, args := range [][]string{{"pool", "release", "main"}, {"pool", "status", "main"}, {"disk", "show", "vm"}} {
-		if r := harness.Run(t, append(args, "--config", a.config)...); r.Code != 10 {
-			t.Errorf("%v after the release: exit %d, %s", args, r.Code, r.Stderr)
+	after := func(code int, says string, args ...string) {
+		t.Helper()
+		if r := harness.Run(t, append(args, "--config", a.config)...); r.Code != code || !strings.Contains(r.Stdout+r.Stderr, says) {
+			t.Errorf("%v after the release: exit %d, %s%s", args, r.Code, r.Stdout, r.Stderr)
 		}
 	}
+	after(0, "was not served here; it is released at cut", "pool", "release", "main")
+	after(0, "released at cut", "pool", "status", "main")
+	after(1, "not served here: released", "pool", "status", "--check")
+	after(10, "no such disk", "disk", "show", "vm")
+	after(10, "serves no", "disk", "create", "new", "1MiB")
+	after(10, "serves none", "pool", "scrub")
 
 	second := b.serve() // while the first still runs
+	after(0, "held by", "pool", "status")
+	after(11, "held by", "pool", "status", "--check", "--json")
+	after(11, "held by", "pool", "release", "main")
 	apply := func(w *writer) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
