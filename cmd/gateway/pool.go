@@ -74,7 +74,7 @@ func checkPools(ps []pool.Status) error {
 			errs = append(errs, fmt.Errorf("pool %s: %s", p.Name, s))
 		}
 		for _, t := range p.Targets {
-			if t.Emptied() {
+			if t.NeedsCare() {
 				errs = append(errs, fmt.Errorf("pool %s: target %s: %s", p.Name, t.Name, t.Trouble(p.Name)))
 			}
 		}

@@ -27,7 +27,7 @@ it is released, and as of which cut.
 
 It exits with 0 once it has shown that, 10 if there is no such pool, and 1 if neither the gateway nor enough
 targets answer. With --check it also exits with 1 if a pool is not served here, no longer publishes, its tier
-takes no writes, its exposure is over its bound, or a target was emptied; with 11 if another gateway holds
+takes no writes, its exposure is over its bound, or a target was emptied or its place is gone; with 11 if another gateway holds
 the pool.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return runPoolStatus(cmd.Context(), a, args, check) },

@@ -164,7 +164,7 @@ func TestAReleasedPoolGoesElsewhere(t *testing.T) {
 
 	second := b.serve() // while the first still runs
 	after(0, "held by", "pool", "status")
-	after(11, "held by", "pool", "status", "--check", "--json")
+	after(11, `"state": "held"`, "pool", "status", "--check", "--json")
 	after(11, "held by", "pool", "release", "main")
 	apply := func(w *writer) {
 		w.mu.Lock()
