@@ -41,6 +41,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"syscall"
 	"time"
 
@@ -99,6 +100,7 @@ var codes = []struct {
 	{ErrBadRequest, "bad_request", http.StatusBadRequest},
 	{pool.ErrNoTarget, "no_such_target", http.StatusNotFound},
 	{pool.ErrTargetInUse, "target_in_use", http.StatusConflict},
+	{pool.ErrIsTarget, "target_in_use", http.StatusConflict},
 	{jobs.ErrNoJob, "no_such_job", http.StatusNotFound},
 	{jobs.ErrRunning, "running", http.StatusConflict},
 	{vdisk.ErrFenced, "fenced", http.StatusConflict},
@@ -289,6 +291,9 @@ func (c *Client) within(ctx context.Context, patience time.Duration, note, metho
 
 // do makes a request and decodes the answer, for as long as it takes.
 func (c *Client) do(ctx context.Context, method, path string, in, out any) error {
+	if strings.Contains(path, "//") || strings.HasSuffix(path, "/") {
+		return fmt.Errorf("%w: a name is empty", ErrBadRequest)
+	}
 	var body io.Reader
 	if in != nil {
 		b, err := json.Marshal(in)

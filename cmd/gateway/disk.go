@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"text/tabwriter"
@@ -56,7 +55,7 @@ func runDiskCreate(ctx context.Context, a *app, poolName, name, sizeText string)
 	}
 	size, err := config.ParseSize(sizeText)
 	if err != nil {
-		return usagef("size %q: %w", sizeText, err)
+		return usagef("%w", err)
 	}
 	if err := config.CheckDiskSize(size); err != nil {
 		return usagef("%w", err)
@@ -115,9 +114,6 @@ func newDiskShowCmd(a *app) *cobra.Command {
 				return err
 			}
 			d, err := c.Disk(cmd.Context(), args[0])
-			if errors.Is(err, pool.ErrNoDisk) {
-				return fmt.Errorf("%w; see \"gateway disk list\"", err)
-			}
 			if err != nil {
 				return err
 			}

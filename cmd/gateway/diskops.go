@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -108,7 +109,7 @@ what --shrink cuts off is gone. An NBD client learns the size when it connects: 
 		RunE: func(cmd *cobra.Command, args []string) error {
 			size, err := config.ParseSize(args[1])
 			if err != nil {
-				return usagef("size %q: %w", args[1], err)
+				return usagef("%w", err)
 			}
 			if err := config.CheckDiskSize(size); err != nil {
 				return usagef("%w", err)
@@ -237,12 +238,15 @@ func (g *gateway) UndeleteDisk(ctx context.Context, name string, o api.UndeleteD
 	if err := config.CheckDiskName(as); err != nil {
 		return pool.DiskInfo{}, fmt.Errorf("%w: %w", api.ErrBadRequest, err)
 	}
+	err := error(fmt.Errorf("undelete disk %s: %w that can be had back; see \"gateway disk list --deleted\"", name, pool.ErrNoDisk))
+	if !slices.ContainsFunc(g.DeletedDisks(), func(d pool.DeletedDisk) bool { return d.Name == name }) {
+		return pool.DiskInfo{}, err
+	}
 	g.naming.Lock()
 	defer g.naming.Unlock()
-	if err := g.free(as); err != nil {
-		return pool.DiskInfo{}, fmt.Errorf("undelete disk %s: %w", as, err)
+	if g.free(as) != nil {
+		return pool.DiskInfo{}, fmt.Errorf("undelete disk %s: %w of the name %s; bring it back under another one with --as", name, pool.ErrExists, as)
 	}
-	err := error(fmt.Errorf("undelete disk %s: %w that can be had back; see \"gateway disk list --deleted\"", name, pool.ErrNoDisk))
 	for _, p := range g.sorted() {
 		d, perr := p.UndeleteDisk(ctx, name, block.DiskID(o.ID), as)
 		if perr == nil {

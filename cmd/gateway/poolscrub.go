@@ -54,7 +54,7 @@ func rateFlag(text string) (int64, error) {
 	rate, err := config.ParseSize(text)
 	switch {
 	case err != nil:
-		return 0, usagef("--rate %q: want bytes per second, for example 50MiB: %w", text, err)
+		return 0, usagef("--rate: %w; it is bytes per second, for example 50MiB", err)
 	case rate < api.RateMin:
 		return 0, usagef("--rate %s: that is %d bytes per second; want at least %v, for example 50MiB", text, int64(rate), config.Bytes(api.RateMin))
 	}

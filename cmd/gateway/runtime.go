@@ -308,7 +308,7 @@ func (g *gateway) find(name string) (*pool.Pool, *vdisk.Disk, error) {
 			return p, d, nil
 		}
 	}
-	return nil, nil, fmt.Errorf("disk %s: %w", name, pool.ErrNoDisk)
+	return nil, nil, fmt.Errorf("disk %s: %w; see \"gateway disk list\"", name, pool.ErrNoDisk)
 }
 
 // List implements nbd.Exports.

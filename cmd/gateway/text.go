@@ -16,7 +16,7 @@ func sized[N int64 | uint64 | float64](n N) string {
 	if n < 1024 {
 		return fmt.Sprintf("%.0fB", float64(n))
 	}
-	if s := config.Bytes(n).String(); float64(config.Bytes(n)) == float64(n) && len(s) <= len("1023KiB") {
+	if s := config.Bytes(n).String(); float64(config.Bytes(n)) == float64(n) && len(s) <= len("1023KiB") && strings.HasSuffix(s, "iB") {
 		return s
 	}
 	v, unit := float64(n)/1024, "KiB"
