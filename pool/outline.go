@@ -51,7 +51,7 @@ func ReadOutline(ctx context.Context, name string, targets []Target, tierDir str
 		return nil, ctx.Err()
 	}
 	if errors.Is(err, root.ErrNotCreated) {
-		return nil, fmt.Errorf("pool %s: %w: %w; make it with \"gateway pool create %s\"", name, ErrNoPool, err, name)
+		return nil, fmt.Errorf("pool %s: %w: none holds a root; make the pool with \"gateway pool create %s\", or if it lost its roots, see \"gateway pool rebuild --help\"", name, ErrNoPool, name)
 	}
 	if err == nil && !view.Quorum {
 		err = view.Err()
@@ -86,7 +86,7 @@ func ReadOutline(ctx context.Context, name string, targets []Target, tierDir str
 func (o *Outline) String() string {
 	switch {
 	case o.State == root.Released && o.Owner == "":
-		return fmt.Sprintf("released: created and never opened; \"gateway serve\" opens it; stripe %s", o.Stripe)
+		return fmt.Sprintf("released at cut %d, and not opened since it was made; \"gateway serve\" opens it", o.PublishedCut)
 	case o.State == root.Released:
 		return fmt.Sprintf("released at cut %d, epoch %d, by %s: everything is published, and any gateway can open it with \"gateway serve\"", o.PublishedCut, o.Epoch, o.Owner)
 	case o.OwnerHere:

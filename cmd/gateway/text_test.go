@@ -8,7 +8,7 @@ import (
 func TestSizesAndTimesForPeople(t *testing.T) {
 	for n, want := range map[int64]string{
 		0: "0B", 1: "1B", 1023: "1023B", 1024: "1KiB", 1025: "1.001KiB", 37908: "37.02KiB", 31472041: "30.01MiB", 64 << 20: "64MiB", 10 << 30: "10GiB",
-		1<<40 - 1: "1024GiB", 3 << 39: "1.5TiB", 64 << 40: "64TiB", 5000 << 40: "5000TiB", 999_999_999_999: "931.3GiB",
+		1<<40 - 1: "1024GiB", 3 << 39: "1536GiB", 64 << 40: "64TiB", 5000 << 40: "5000TiB", 999_999_999_999: "931.3GiB",
 	} {
 		if got := sized(n); got != want {
 			t.Errorf("%d bytes read %s, want %s", n, got, want)
