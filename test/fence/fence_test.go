@@ -39,7 +39,7 @@ func TestAStoppedOwnerAcknowledgesNothingMore(t *testing.T) {
 	if took := time.Since(begun); took < 2*watch {
 		t.Errorf("two watches took %v", took)
 	}
-	mustSay(t, second.Log(), "taken over from", "as of cut", "given_up", "bytes, the oldest", "lists that in quarantine there")
+	mustSay(t, second.Log(), "taken over from", "as of cut", "given_up", "not published, the oldest", "lists that in quarantine there")
 	unchanged := published == b.status().Cut // no cut of the load came in between
 	if !unchanged {
 		t.Fatalf("the load was published: cut %d, then %d; this machine is too slow for %v", published, b.status().Cut, dirtyAge)
