@@ -61,6 +61,9 @@ func TestAStoppedOwnerAcknowledgesNothingMore(t *testing.T) {
 		t.Errorf("fenced by %+v, the owner is %+v", l, owner)
 	}
 	mustSay(t, first.Log(), "this process stood still", "fenced: another owner", owner.Log, "by_epoch=2", "disk vm: ")
+	if r := harness.Run(t, "pool", "release", "main", "--config", a.config); r.Code != 11 || !strings.Contains(r.Stderr, "fenced by") || !strings.Contains(r.Stderr, "epoch 2") {
+		t.Errorf("release of a fenced pool: exit %d, %s", r.Code, r.Stderr)
+	}
 	c := dial(t, first)
 	for what, err := range map[string]error{
 		"a write": c.WriteAt(t.Context(), make([]byte, block.Size), 0, false),
@@ -70,9 +73,6 @@ func TestAStoppedOwnerAcknowledgesNothingMore(t *testing.T) {
 		if !errors.Is(err, proto.ESHUTDOWN) {
 			t.Errorf("%s on a fenced gateway: %v", what, err)
 		}
-	}
-	if r := harness.Run(t, "pool", "release", "main", "--config", a.config); r.Code != 11 || !strings.Contains(r.Stderr, "fenced by") || !strings.Contains(r.Stderr, "epoch 2") {
-		t.Errorf("release of a fenced pool: exit %d, %s", r.Code, r.Stderr)
 	}
 	_, blocks := readLost(t, filepath.Join(a.tier, "main"))
 	load.compare(t, blocks)
