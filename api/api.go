@@ -41,11 +41,13 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"syscall"
 	"time"
 
 	"graindisk/internal/jobs"
 	"graindisk/pool"
+	"graindisk/pool/root"
 	"graindisk/vdisk"
 )
 
@@ -98,9 +100,11 @@ var codes = []struct {
 	{ErrBadRequest, "bad_request", http.StatusBadRequest},
 	{pool.ErrNoTarget, "no_such_target", http.StatusNotFound},
 	{pool.ErrTargetInUse, "target_in_use", http.StatusConflict},
+	{pool.ErrIsTarget, "target_in_use", http.StatusConflict},
 	{jobs.ErrNoJob, "no_such_job", http.StatusNotFound},
 	{jobs.ErrRunning, "running", http.StatusConflict},
 	{vdisk.ErrFenced, "fenced", http.StatusConflict},
+	{root.ErrFenced, "fenced", http.StatusConflict},
 }
 
 // ErrBadRequest means that the request makes no sense as it stands.
@@ -287,6 +291,9 @@ func (c *Client) within(ctx context.Context, patience time.Duration, note, metho
 
 // do makes a request and decodes the answer, for as long as it takes.
 func (c *Client) do(ctx context.Context, method, path string, in, out any) error {
+	if strings.Contains(path, "//") || strings.HasSuffix(path, "/") {
+		return fmt.Errorf("%w: a name is empty", ErrBadRequest)
+	}
 	var body io.Reader
 	if in != nil {
 		b, err := json.Marshal(in)

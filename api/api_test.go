@@ -132,7 +132,7 @@ func TestFailuresKeepTheirMeaningOverTheWire(t *testing.T) {
 	if _, err := c.CreateDisk(ctx, NewDisk{Name: "broken", SizeBytes: 1}); err == nil || err.Error() != "out of luck" {
 		t.Errorf("a failure without a name: %v", err)
 	}
-	if _, err := NewClient("/nowhere/admin.sock").Disks(ctx); err == nil || !strings.Contains(err.Error(), "/nowhere/admin.sock") || !strings.Contains(err.Error(), "is the gateway running?") {
+	if _, err := NewClient("/nowhere/admin.sock").Disks(ctx); err == nil || !strings.Contains(err.Error(), "/nowhere/admin.sock") || !strings.Contains(err.Error(), "start it with") {
 		t.Errorf("no gateway: %v", err)
 	}
 }

@@ -6,12 +6,13 @@ import (
 	"fmt"
 	"reflect"
 	"testing"
+	"time"
 
 	"graindisk/pool"
 )
 
 func (g *fakeGateway) DeletedDisks() []pool.DeletedDisk {
-	return []pool.DeletedDisk{{Name: "old", ID: 3, Until: 9}}
+	return []pool.DeletedDisk{{Name: "old", ID: 3, Until: time.Unix(9, 0).UTC()}}
 }
 
 func (g *fakeGateway) DeleteDisk(_ context.Context, name string, o DeleteDisk) error {
@@ -58,7 +59,7 @@ func TestOperationsOnDisksGoOverTheWire(t *testing.T) {
 		result("resize", pool.DiskInfo{Name: "vm1", SizeBytes: 4096})(c.ResizeDisk(ctx, "vm1", ResizeDisk{4096, true})),
 		result("rename", pool.DiskInfo{Name: "vm2", Pool: "vm1true"})(c.RenameDisk(ctx, "vm1", RenameDisk{"vm2", true})),
 		result("undelete", pool.DiskInfo{Name: "b", ID: 3, Pool: "a"})(c.UndeleteDisk(ctx, "a", UndeleteDisk{3, "b"})),
-		result("deleted", []pool.DeletedDisk{{Name: "old", ID: 3, Until: 9}})(c.DeletedDisks(ctx)),
+		result("deleted", []pool.DeletedDisk{{Name: "old", ID: 3, Until: time.Unix(9, 0).UTC()}})(c.DeletedDisks(ctx)),
 		result("fsck", pool.FsckReport{Pool: "main", Segments: 5, Reclaimed: true, Low: []string{"one"}})(c.Fsck(ctx, "main", Fsck{true, true})),
 		result("delete", struct{}{})(struct{}{}, c.DeleteDisk(ctx, "vm1", DeleteDisk{Force: true})),
 	} {

@@ -16,7 +16,7 @@ func (*fakeGateway) StartRepair(name string, r RepairRequest) (jobs.Job, error) 
 	switch {
 	case name != "main":
 		return jobs.Job{}, fmt.Errorf("pool %s: %w", name, ErrNoPool)
-	case r.BytesPerSecond == 1 << 20:
+	case r.BytesPerSecond == 1<<20:
 		return jobs.Job{}, jobs.ErrRunning
 	}
 	return jobs.Job{ID: "repair-1", State: jobs.Running, Progress: jobs.Progress{BytesTotal: r.BytesPerSecond}}, nil

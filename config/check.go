@@ -105,11 +105,18 @@ func (c *Config) checkPool(col *collector, name string, disks map[string]string)
 	if key := at + ".scrub_rate"; p.ScrubRate < scrubRateMin && !col.bad(key) {
 		col.add(Problem{Key: key, Value: p.ScrubRate.String(), Msg: fmt.Sprintf("%v a second is less than %v", p.ScrubRate, scrubRateMin)})
 	}
+	if key := at + ".repair_rate"; p.RepairRate > 0 && p.RepairRate < scrubRateMin && !col.bad(key) {
+		col.add(Problem{Key: key, Value: p.RepairRate.String(), Msg: fmt.Sprintf("%v a second is less than %v", p.RepairRate, scrubRateMin)})
+	}
 	if p.Beat != 0 {
 		checkAtLeast(col, at+".beat", p.Beat, beatMin)
 	}
-	if p.Watch != 0 && !col.bad(at+".beat") {
-		checkAtLeast(col, at+".watch", p.Watch, max(2*p.Beat, beatMin))
+	if key, least := at+".watch", max(2*p.Beat, beatMin); p.Watch != 0 && p.Watch < least && !col.bad(at+".beat") && !col.bad(key) {
+		msg := fmt.Sprintf("%v is less than %v", p.Watch, least)
+		if least == 2*p.Beat {
+			msg += fmt.Sprintf(", two beats of %v", p.Beat)
+		}
+		col.add(Problem{Key: key, Value: p.Watch.String(), Msg: msg})
 	}
 	if len(p.Targets) == 0 {
 		col.addMissing(at+".targets", "the pool has no targets")

@@ -151,7 +151,7 @@ type TargetStatus struct {
 	Where   string         `json:"where"`
 	Avoided bool           `json:"avoided"` // it failed a moment ago
 	// Root is how its copy of the root was when it was last looked at, see Pool.LookAtTargets: ok, missing, foreign,
-	// damaged, newer or unreachable; empty if nobody has looked yet.
+	// damaged, newer, gone or unreachable; empty if nobody has looked yet.
 	Root      string `json:"root"`
 	RootError string `json:"root_error,omitempty"` // what more there is to say of that
 	// Health is what the store itself reports, if it does.

@@ -60,7 +60,7 @@ func describeTable(w io.Writer, disks []diskState, segments []segment.Info) {
 	for _, d := range disks {
 		fmt.Fprintf(w, "disk         %d %q, %d bytes, %d runs\n", d.Disk, d.Meta.Name, d.Meta.SizeBytes, len(d.Runs))
 		if d.Meta.Flags&segment.DiskDeleted != 0 {
-			fmt.Fprintf(w, "  deleted    at %d s, dropped: %v\n", d.Meta.DeletedAt, d.Meta.Flags&segment.DiskDropped != 0)
+			fmt.Fprintf(w, "  deleted    at %s, dropped: %v\n", stamp(d.Meta.DeletedAt), d.Meta.Flags&segment.DiskDropped != 0)
 		}
 		if len(d.Boot) > 0 {
 			p, err := bootprofile.Decode(d.Boot)

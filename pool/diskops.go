@@ -258,13 +258,13 @@ func (p *Pool) resizeDisk(ctx context.Context, name string, size int64, shrink b
 
 // DeletedDisk describes a disk that was deleted.
 type DeletedDisk struct {
-	Name      string `json:"name"`
-	ID        uint32 `json:"id"`
-	Pool      string `json:"pool"`
-	SizeBytes int64  `json:"size_bytes"`
-	DeletedAt int64  `json:"deleted_at"`        // seconds since 1970
-	Until     int64  `json:"undelete_until"`    // the same; 0 if it cannot be had back any more
-	Dropped   bool   `json:"dropped,omitempty"` // only its name is left
+	Name      string    `json:"name"`
+	ID        uint32    `json:"id"`
+	Pool      string    `json:"pool"`
+	SizeBytes int64     `json:"size_bytes"`
+	DeletedAt time.Time `json:"deleted_at"`              // to the second
+	Until     time.Time `json:"undelete_until,omitzero"` // zero if it cannot be had back any more
+	Dropped   bool      `json:"dropped,omitempty"`       // only its name is left
 }
 
 // DeletedDisks lists deleted disks by name, the newest first; with dropped those too that cannot be had back.
@@ -276,9 +276,9 @@ func (p *Pool) DeletedDisks(dropped bool) []DeletedDisk {
 		if row.Flags&segment.DiskDeleted == 0 {
 			continue
 		}
-		d := DeletedDisk{Name: row.Name, ID: uint32(id), Pool: p.o.Name, SizeBytes: int64(row.SizeBytes), DeletedAt: row.DeletedAt}
+		d := DeletedDisk{Name: row.Name, ID: uint32(id), Pool: p.o.Name, SizeBytes: int64(row.SizeBytes), DeletedAt: time.Unix(row.DeletedAt, 0).UTC()}
 		if d.Dropped = row.Flags&segment.DiskDropped != 0; !d.Dropped {
-			d.Until = row.DeletedAt + int64(p.o.UndeleteWindow/time.Second)
+			d.Until = d.DeletedAt.Add(p.o.UndeleteWindow.Truncate(time.Second))
 		}
 		if dropped || !d.Dropped {
 			out = append(out, d)

@@ -67,7 +67,7 @@ func TestADeletedDiskCanBeHadBackUntilItIsDropped(t *testing.T) {
 		r.publish()
 		r.everyWay(func(how string) {
 			ds := r.pool.DeletedDisks(false)
-			if len(ds) != 1 || ds[0].Name != "a" || ds[0].Until != ds[0].DeletedAt+2*60 || !r.pool.WasDeleted("a") || r.pool.WasDeleted("b") {
+			if len(ds) != 1 || ds[0].Name != "a" || ds[0].Until != ds[0].DeletedAt.Add(2*time.Minute) || !r.pool.WasDeleted("a") || r.pool.WasDeleted("b") {
 				t.Errorf("%s: deleted are %+v", how, ds)
 			}
 			if _, err := r.pool.Disk("a"); !errors.Is(err, ErrNoDisk) {

@@ -106,7 +106,7 @@ func (p *Pool) listAside(ctx context.Context, rec *writeback.Recovered, c *root.
 
 // noteCommit notes a sign of life.
 func (p *Pool) noteCommit() {
-	now := time.Now()
+	now := time.Now().UTC()
 	p.committed.Store(&now)
 }
 

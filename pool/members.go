@@ -27,7 +27,9 @@ import (
 // What a change of members is refused for.
 var (
 	// ErrTargetInUse means that the place holds the copy of the root of a member.
-	ErrTargetInUse = errors.New("the place holds a member's copy of this pool's root")
+	ErrTargetInUse = errors.New("nothing is to be replaced")
+	// ErrIsTarget means that what is to be added is a member.
+	ErrIsTarget = errors.New("it is a target of the pool already")
 	// ErrNoTarget means that the pool has no such target.
 	ErrNoTarget = errors.New("no such target")
 	// ErrTooFew means that the pool's stripes would have too few targets, because one is to be a witness.
@@ -111,7 +113,7 @@ func (p *Pool) changeMember(ctx context.Context, name string, add bool) (c Targe
 	case old == nil && !add:
 		return c, fmt.Errorf("%w in the pool; add it with \"gateway pool add-target\"", ErrNoTarget)
 	case old != nil && add:
-		return c, fmt.Errorf("it is target %d of the pool already: %w", old.ID, ErrExists)
+		return c, fmt.Errorf("%w, number %d; nothing is to be added", ErrIsTarget, old.ID)
 	}
 	cctx, cancel := context.WithTimeout(ctx, restoreTimeout)
 	defer cancel()
@@ -292,7 +294,7 @@ func (p *Pool) checkPlace(ctx context.Context, s backend.Store) error {
 	case c.Pool != p.uuid.String():
 		return fmt.Errorf("%s holds pool %s: %w; give it an empty place or its own prefix", s, c.Pool, ErrNotEmpty)
 	case member:
-		return fmt.Errorf("%s is target %d, with its data: %w; nothing is to be replaced, and \"gateway pool repair\" restores what it lacks", s, m.ID, ErrTargetInUse)
+		return fmt.Errorf("%w: %s is target %d, with its data; \"gateway pool repair\" restores what it lacks", ErrTargetInUse, s, m.ID)
 	}
 	return nil
 }

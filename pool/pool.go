@@ -419,7 +419,11 @@ func Create(ctx context.Context, o Options) error {
 			return err
 		}
 		if len(objs) > 0 {
-			return fmt.Errorf("create pool %s: target %s (%s) holds %q: %w; give the pool an empty place or its own prefix", o.Name, t.Name, t.Store, objs[0].Key, ErrNotEmpty)
+			key := objs[0].Key
+			if _, err := t.Store.Stat(ctx, root.Key); err == nil { // there is a pool: say so, rather than what sorts first
+				key = root.Key
+			}
+			return fmt.Errorf("create pool %s: target %s (%s) holds %q: %w; give the pool an empty place or its own prefix", o.Name, t.Name, t.Store, key, ErrNotEmpty)
 		}
 	}
 	if err := o.probeAll(ctx); err != nil {

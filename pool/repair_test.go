@@ -150,7 +150,7 @@ func TestATargetIsNotReplacedByAnything(t *testing.T) {
 	}{
 		{"the place has all its data", func() {}, nil, ErrTargetInUse, "pool repair"},
 		{"no such target", func() {}, func() (TargetChange, error) { return r.pool.ReplaceTarget(ctx, "t9") }, ErrNoTarget, ""},
-		{"a target is added twice", func() {}, func() (TargetChange, error) { return r.pool.AddTarget(ctx, "t1") }, ErrExists, ""},
+		{"a target is added twice", func() {}, func() (TargetChange, error) { return r.pool.AddTarget(ctx, "t1") }, ErrIsTarget, ""},
 		{"another pool's root", func() { r.empty(1); put(root.Key, rootOf(other.memory[1])) }, nil, ErrNotEmpty, "prefix"},
 		{"another member's copy", func() { r.empty(1); put(root.Key, rootOf(r.memory[0])) }, nil, ErrTargetInUse, ""},
 		{"another pool's shards", func() {

@@ -149,7 +149,7 @@ type scrubber struct {
 func (p *Pool) newScrubber(o ScrubOptions) *scrubber {
 	return &scrubber{
 		p: p, o: o, pace: pacer{rate: o.BytesPerSecond},
-		rep: ScrubReport{Started: time.Now(), Problems: []ScrubProblem{}, Lost: []DamagedRange{}},
+		rep: ScrubReport{Started: time.Now().UTC(), Problems: []ScrubProblem{}, Lost: []DamagedRange{}},
 	}
 }
 
@@ -203,7 +203,7 @@ func (p *Pool) scrubbing(ctx context.Context, s *scrubber, f func(context.Contex
 	}
 	defer func() { <-p.scrubs.turn }()
 	err := f(ctx)
-	s.count(func(r *ScrubReport) { r.Ended = time.Now() })
+	s.count(func(r *ScrubReport) { r.Ended = time.Now().UTC() })
 	rep := s.report()
 	p.scrubs.mu.Lock()
 	defer p.scrubs.mu.Unlock()

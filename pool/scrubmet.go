@@ -146,9 +146,9 @@ func (p *Pool) scrubStatus() ScrubStatus {
 	defer c.mu.Unlock()
 	s := ScrubStatus{PeriodSeconds: p.o.ScrubPeriod.Seconds(), Found: c.total, ReadBytes: c.bytes, Queue: len(c.met.queue)}
 	if r := c.round; r.started != 0 {
-		s.Round = &ScrubSummary{time.Unix(r.started, 0), time.Time{}, int(r.segments), total, r.objects, r.bytes, r.found}
+		s.Round = &ScrubSummary{time.Unix(r.started, 0).UTC(), time.Time{}, int(r.segments), total, r.objects, r.bytes, r.found}
 		if r.ended != 0 {
-			s.Round.Ended = time.Unix(r.ended, 0)
+			s.Round.Ended = time.Unix(r.ended, 0).UTC()
 		}
 	}
 	if c.running != nil {

@@ -20,7 +20,12 @@ import (
 //	ok                     it is there                              stored
 //	missing, foreign       it was emptied, or is another place      lost, until it is replaced (members.go) and repaired
 //	damaged, newer         a copy went bad                          stored
+//	gone                   its place is not there, or was wiped     stored: it may be mounted again
 //	unreachable            it is away; nobody knows                 stored: it may come back
+
+// rootGone is the state of a copy whose place says that it is not there: a directory that is not mounted or was wiped,
+// a bucket that was deleted.
+const rootGone root.State = "gone"
 
 // lookTimeout is how long a target is asked for its copy of the root by someone who waits for the status.
 const lookTimeout = 2 * time.Second
@@ -53,6 +58,9 @@ func (p *Pool) lookAtCopy(ctx context.Context, s backend.Store, m root.Member) (
 	body, _, err := s.Get(ctx, root.Key, rootBytesMax)
 	if errors.Is(err, backend.ErrNotFound) {
 		return root.Missing, nil
+	}
+	if backend.ClassOf(err) == backend.Permanent {
+		return rootGone, err
 	}
 	if err != nil {
 		return root.Unreachable, err
@@ -87,10 +95,13 @@ func (p *Pool) rootError(t block.TargetID) string {
 	return ""
 }
 
-// Emptied tells whether the target does not hold any more what it held: a person must see to it.
+// Emptied tells whether the target does not hold any more what it held.
 func (t TargetStatus) Emptied() bool {
 	return t.Root == string(root.Missing) || t.Root == string(root.Foreign)
 }
+
+// NeedsCare tells whether the target is not what it was until a person sees to it.
+func (t TargetStatus) NeedsCare() bool { return t.Emptied() || t.Root == string(rootGone) }
 
 // Trouble says in a line what is wrong with the target of a pool, and what to do; empty if nothing is.
 func (t TargetStatus) Trouble(pool string) string {
@@ -100,6 +111,8 @@ func (t TargetStatus) Trouble(pool string) string {
 		return fmt.Sprintf("it was emptied: its copy of the root is missing, and what it held is lost; %s takes the empty place as a new target, and what was lost is restored then", replace)
 	case root.Foreign:
 		return fmt.Sprintf("another place is there: %s; bring its own back, or give it an empty one and use %s", t.RootError, replace)
+	case rootGone:
+		return fmt.Sprintf("its place is not there: %s; mount it, or bring it back; if it is lost for good, make an empty one and use %s", t.RootError, replace)
 	case root.Unreachable:
 		return fmt.Sprintf("it does not answer: %s; it is used again when it does; if it is lost for good, make an empty place there and use %s", t.RootError, replace)
 	case root.Damaged:
@@ -113,7 +126,7 @@ func (t TargetStatus) Trouble(pool string) string {
 // AwayTarget is a target whose shards could not be looked after.
 type AwayTarget struct {
 	Target string `json:"target"`
-	Root   string `json:"root"`            // how its copy of the root is: missing, foreign or unreachable
+	Root   string `json:"root"`            // how its copy of the root is: missing, foreign, gone or unreachable
 	Shards int    `json:"shards"`          // that the pool has on it
 	Error  string `json:"error,omitempty"` // what is wrong and what to do
 }
@@ -123,7 +136,7 @@ type AwayTarget struct {
 func (p *Pool) AwayTargets(ctx context.Context) (away []AwayTarget) {
 	p.LookAtTargets(ctx)
 	for _, t := range p.Status().Targets {
-		if t.Emptied() || t.Root == string(root.Unreachable) {
+		if t.NeedsCare() || t.Root == string(root.Unreachable) {
 			away = append(away, AwayTarget{t.Name, t.Root, t.Shards, t.Trouble(p.o.Name)})
 		}
 	}

@@ -292,7 +292,7 @@ func (v *View) load(ctx context.Context) error {
 		if r := c.rec; r.Cut != ref.Cut || r.PrevCut != cut || r.PrevCRC != crc || r.CRC() != ref.Segment.CRC {
 			return fmt.Errorf("record of cut %d after cut %d does not fit the root, which names cut %d after %d: %w", r.Cut, r.PrevCut, ref.Cut, cut, segment.ErrDamaged)
 		}
-		cut, crc, v.info.Time = c.rec.Cut, c.rec.CRC(), time.Unix(c.rec.Time, 0)
+		cut, crc, v.info.Time = c.rec.Cut, c.rec.CRC(), time.Unix(c.rec.Time, 0).UTC()
 		v.cuts = append(v.cuts, c)
 		for _, info := range c.infos {
 			v.segments[info.ID] = info

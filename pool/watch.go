@@ -67,16 +67,17 @@ func (s *Sighting) still() string {
 	return fmt.Sprintf("which has given no sign of life for %v: it is dead, stands still, or is cut off from the targets", s.Watched.Round(100*time.Millisecond))
 }
 
-// cost says what a takeover gives up, as far as anybody knows.
+// cost says what a takeover gives up, as far as anybody knows. A beat is as old as it is, and a commit after it is no
+// reason to think that less is lost: what was acknowledged since is not known either way.
 func (s *Sighting) cost() string {
-	what := fmt.Sprintf("everything that %s acknowledged after that", s.Host)
+	what := fmt.Sprintf("every write that %s acknowledged and did not publish by then", s.Host)
 	switch b := s.Beat; {
 	case b == nil:
-		what += "; how much that is is not known, as it left no beat"
-	case b.DirtyBytes == 0:
-		what += fmt.Sprintf("; at its last beat, %s by its clock, that was nothing", b.Time.UTC().Format(time.RFC3339))
+		what += ": how many bytes, and how old, is not known, as it left no beat"
+	case b.Cut < s.Cut:
+		what += fmt.Sprintf(": how many bytes is not known, as its last beat, %s by its clock, is older than that cut", b.Time.UTC().Format(time.RFC3339))
 	default:
-		what += fmt.Sprintf("; at its last beat, %s by its clock and as of cut %d, that was %d bytes, the oldest %.0f s old", b.Time.UTC().Format(time.RFC3339), b.Cut, b.DirtyBytes, b.OldestAgeSeconds)
+		what += ": " + b.Dirty() + "; how much it acknowledged after that beat is not known"
 	}
 	if s.Gone {
 		return what

@@ -125,7 +125,7 @@ func (s *Store) State() State { return s.health.current() }
 func (s *Store) Health() backend.Health {
 	h := s.stats.health()
 	state, since := s.health.since()
-	h.State, h.Since, h.Concurrency = state.String(), since, s.gate.size()
+	h.State, h.Since, h.Concurrency = state.String(), since.UTC(), s.gate.size()
 	return h
 }
 

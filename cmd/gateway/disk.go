@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"text/tabwriter"
@@ -56,7 +55,7 @@ func runDiskCreate(ctx context.Context, a *app, poolName, name, sizeText string)
 	}
 	size, err := config.ParseSize(sizeText)
 	if err != nil {
-		return usagef("size %q: %w", sizeText, err)
+		return usagef("%w", err)
 	}
 	if err := config.CheckDiskSize(size); err != nil {
 		return usagef("%w", err)
@@ -72,7 +71,7 @@ func runDiskCreate(ctx context.Context, a *app, poolName, name, sizeText string)
 	if a.json {
 		return a.printJSON(d)
 	}
-	fmt.Fprintf(a.stdout, "disk %s: %s in pool %s\n", d.Name, config.Bytes(d.SizeBytes), d.Pool)
+	fmt.Fprintf(a.stdout, "disk %s: %s in pool %s\n", d.Name, sized(d.SizeBytes), d.Pool)
 	return nil
 }
 
@@ -115,9 +114,6 @@ func newDiskShowCmd(a *app) *cobra.Command {
 				return err
 			}
 			d, err := c.Disk(cmd.Context(), args[0])
-			if errors.Is(err, pool.ErrNoDisk) {
-				return fmt.Errorf("%w; see \"gateway disk list\"", err)
-			}
 			if err != nil {
 				return err
 			}
@@ -133,8 +129,8 @@ func printDisks(w io.Writer, ds []pool.DiskInfo) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "NAME\tPOOL\tSIZE\tUNPUBLISHED\tAGE\tCUT\tEPOCH")
 	for _, d := range ds {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%.0fs\t%d\t%d\n", d.Name, d.Pool, config.Bytes(d.SizeBytes),
-			config.Bytes(d.UnpublishedBytes), d.UnpublishedAgeSecond, d.PublishedCut, d.Epoch)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%.0fs\t%d\t%d\n", d.Name, d.Pool, sized(d.SizeBytes),
+			sized(d.UnpublishedBytes), d.UnpublishedAgeSecond, d.PublishedCut, d.Epoch)
 	}
 	return t.Flush()
 }

@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"text/tabwriter"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -62,7 +62,7 @@ func newDiskUndeleteCmd(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.printDone(d, "disk %s: %s in pool %s is back\n", d.Name, config.Bytes(d.SizeBytes), d.Pool)
+			return a.printDone(d, "disk %s: %s in pool %s is back\n", d.Name, sized(d.SizeBytes), d.Pool)
 		},
 	}
 	cmd.Flags().StringVar(&o.As, "as", "", "under this name; its own may be taken")
@@ -109,7 +109,7 @@ what --shrink cuts off is gone. An NBD client learns the size when it connects: 
 		RunE: func(cmd *cobra.Command, args []string) error {
 			size, err := config.ParseSize(args[1])
 			if err != nil {
-				return usagef("size %q: %w", args[1], err)
+				return usagef("%w", err)
 			}
 			if err := config.CheckDiskSize(size); err != nil {
 				return usagef("%w", err)
@@ -122,7 +122,7 @@ what --shrink cuts off is gone. An NBD client learns the size when it connects: 
 			if err != nil {
 				return err
 			}
-			return a.printDone(d, "disk %s: %s; clients that are connected see it when they reconnect\n", d.Name, config.Bytes(d.SizeBytes))
+			return a.printDone(d, "disk %s: %s; clients that are connected see it when they reconnect\n", d.Name, sized(d.SizeBytes))
 		},
 	}
 	cmd.Flags().BoolVar(&shrink, "shrink", false, "it may lose its end")
@@ -166,9 +166,9 @@ func runPoolFsck(ctx context.Context, a *app, name string, o api.Fsck) error {
 			fmt.Fprintf(a.stdout, "  %s\n", s)
 		}
 		if r.Orphans >= 0 {
-			fmt.Fprintf(a.stdout, "  %d orphans, %s\n", r.Orphans, config.Bytes(r.OrphanBytes))
+			fmt.Fprintf(a.stdout, "  %d orphans, %s\n", r.Orphans, sized(r.OrphanBytes))
 			if r.Strays > 0 {
-				fmt.Fprintf(a.stdout, "  %d shards where no row has them, %s: they go with their segments\n", r.Strays, config.Bytes(r.StrayBytes))
+				fmt.Fprintf(a.stdout, "  %d shards where no row has them, %s: they go with their segments\n", r.Strays, sized(r.StrayBytes))
 			}
 		}
 	}
@@ -208,8 +208,8 @@ func (a *app) listDeleted(ctx context.Context) error {
 	t := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "NAME\tID\tPOOL\tSIZE\tDELETED\tUNTIL")
 	for _, d := range ds {
-		fmt.Fprintf(t, "%s\t%d\t%s\t%s\t%s\t%s\n", d.Name, d.ID, d.Pool, config.Bytes(d.SizeBytes),
-			time.Unix(d.DeletedAt, 0).Format(time.DateTime), time.Unix(d.Until, 0).Format(time.DateTime))
+		fmt.Fprintf(t, "%s\t%d\t%s\t%s\t%s\t%s\n", d.Name, d.ID, d.Pool, sized(d.SizeBytes),
+			clock(d.DeletedAt), clock(d.Until))
 	}
 	return t.Flush()
 }
@@ -241,12 +241,15 @@ func (g *gateway) UndeleteDisk(ctx context.Context, name string, o api.UndeleteD
 	if err := config.CheckDiskName(as); err != nil {
 		return pool.DiskInfo{}, fmt.Errorf("%w: %w", api.ErrBadRequest, err)
 	}
+	err := error(fmt.Errorf("undelete disk %s: %w that can be had back; see \"gateway disk list --deleted\"", name, pool.ErrNoDisk))
+	if !slices.ContainsFunc(g.DeletedDisks(), func(d pool.DeletedDisk) bool { return d.Name == name }) {
+		return pool.DiskInfo{}, err
+	}
 	g.naming.Lock()
 	defer g.naming.Unlock()
-	if err := g.free(as); err != nil {
-		return pool.DiskInfo{}, fmt.Errorf("undelete disk %s: %w", as, err)
+	if g.free(as) != nil {
+		return pool.DiskInfo{}, fmt.Errorf("undelete disk %s: %w of the name %s; bring it back under another one with --as", name, pool.ErrExists, as)
 	}
-	err := error(fmt.Errorf("undelete disk %s: %w that can be had back; see \"gateway disk list --deleted\"", name, pool.ErrNoDisk))
 	for _, p := range g.sorted() {
 		d, perr := p.UndeleteDisk(ctx, name, block.DiskID(o.ID), as)
 		if perr == nil {
@@ -303,9 +306,9 @@ func (g *gateway) ResizeDisk(ctx context.Context, name string, o api.ResizeDisk)
 
 // Fsck implements api.Gateway.
 func (g *gateway) Fsck(ctx context.Context, name string, o api.Fsck) (pool.FsckReport, error) {
-	p := g.all()[name]
-	if p == nil {
-		return pool.FsckReport{}, fmt.Errorf("pool %s: %w", name, api.ErrNoPool)
+	p, err := g.poolOf(name)
+	if err != nil {
+		return pool.FsckReport{}, err
 	}
 	return p.Fsck(ctx, o.Orphans, o.Reclaim)
 }

@@ -94,6 +94,9 @@ func (a *app) report(err error) int {
 		return code
 	}
 	line := strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
+	if code == exitInterrupted {
+		line = strings.ReplaceAll(line, context.Canceled.Error(), "interrupted")
+	}
 	if !a.json {
 		fmt.Fprintln(a.stderr, "gateway:", line)
 		return code

@@ -13,7 +13,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"graindisk/api"
 	"graindisk/backend"
 	"graindisk/backend/local"
 	"graindisk/config"
@@ -167,7 +166,7 @@ func whichDisk(cfg *config.Config, arg string) (poolName, disk string, err error
 		return "", "", usagef("%s@%s: this release keeps no snapshots; %s is the disk as of the newest cut", d, snap, d)
 	}
 	if _, ok := cfg.Pools[poolName]; !ok {
-		return "", "", fmt.Errorf("pool %s: %w in %s", poolName, api.ErrNoPool, cfg.Source)
+		return "", "", noSuchPool(poolName, slices.Sorted(maps.Keys(cfg.Pools)), cfg.Source)
 	}
 	return poolName, disk, nil
 }
@@ -210,7 +209,7 @@ func listViews(ctx context.Context, a *app, o extractOptions, cfg *config.Config
 	var all []listed
 	for _, name := range names {
 		if _, ok := cfg.Pools[name]; !ok {
-			return fmt.Errorf("pool %s: %w in %s", name, api.ErrNoPool, cfg.Source)
+			return noSuchPool(name, slices.Sorted(maps.Keys(cfg.Pools)), cfg.Source)
 		}
 		v, err := openView(ctx, a, o, cfg, name)
 		if err != nil {
@@ -226,7 +225,7 @@ func listViews(ctx context.Context, a *app, o extractOptions, cfg *config.Config
 	fmt.Fprintln(t, "NAME\tPOOL\tSIZE\tCUT\tTIME")
 	for _, l := range all {
 		for _, d := range l.Disks {
-			fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%s\n", d.Name, l.Pool, config.Bytes(d.SizeBytes), l.Cut, l.Time.Local().Format(time.DateTime))
+			fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%s\n", d.Name, l.Pool, sized(d.SizeBytes), l.Cut, clock(l.Time))
 		}
 	}
 	return t.Flush()
@@ -284,9 +283,9 @@ func (a *app) tellView(v pool.ViewInfo, d pool.ViewedDisk) {
 	}
 	when := "at an unknown time"
 	if !v.Time.IsZero() {
-		when = fmt.Sprintf("of %s (%v ago)", v.Time.Local().Format(time.DateTime), time.Since(v.Time).Round(time.Second))
+		when = fmt.Sprintf("of %s (%v ago)", clock(v.Time), time.Since(v.Time).Round(time.Second))
 	}
-	fmt.Fprintf(a.stderr, "disk %s of pool %s: %s, as of cut %d %s, epoch %d\n", d.Name, v.Pool, config.Bytes(d.SizeBytes), v.Cut, when, v.Epoch)
+	fmt.Fprintf(a.stderr, "disk %s of pool %s: %s, as of cut %d %s, epoch %d\n", d.Name, v.Pool, sized(d.SizeBytes), v.Cut, when, v.Epoch)
 	if v.State == "held" {
 		fmt.Fprintf(a.stderr, "the pool is held by %s: what that acknowledged since is not in the image\n", v.OwnerName)
 	}

@@ -9,7 +9,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"graindisk/api"
-	"graindisk/config"
 	"graindisk/internal/jobs"
 )
 
@@ -37,8 +36,11 @@ func newJobListCmd(a *app) *cobra.Command {
 			if a.json {
 				return a.printJSON(js)
 			}
+			if len(js) == 0 {
+				fmt.Fprintln(a.stdout, "no jobs since the gateway was started")
+			}
 			for _, j := range js {
-				fmt.Fprintf(a.stdout, "%s: %s of %s, %s since %s: %s\n", j.ID, j.Kind, j.Subject, j.State, j.Started.Local().Format(time.DateTime), progressText(j.Progress))
+				fmt.Fprintln(a.stdout, jobText(j))
 			}
 			return nil
 		},
@@ -56,12 +58,31 @@ func newJobCancelCmd(a *app) *cobra.Command {
 				return err
 			}
 			j, err := c.CancelJob(cmd.Context(), args[0])
-			if err == nil && a.json {
-				err = a.printJSON(j)
+			switch {
+			case err != nil:
+				return err
+			case a.json:
+				return a.printJSON(j)
+			case j.State == jobs.Running:
+				fmt.Fprintf(a.stdout, "%s: is being cancelled; what it has done stays done\n", j.ID)
+			default:
+				fmt.Fprintf(a.stdout, "%s: was %s already\n", j.ID, j.State)
 			}
-			return err
+			return nil
 		},
 	}
+}
+
+// jobText is a job in a line.
+func jobText(j api.Job) string {
+	s := fmt.Sprintf("%s: %s of pool %s, begun %s, %s", j.ID, j.Kind, j.Subject, clock(j.Started), j.State)
+	if j.Ended != nil {
+		s += " " + clock(*j.Ended)
+	}
+	if s += ": " + progressText(j.Progress); j.Error != "" {
+		s += ": " + j.Error
+	}
+	return s
 }
 
 func progressText(p jobs.Progress) string {
@@ -69,11 +90,11 @@ func progressText(p jobs.Progress) string {
 	if p.ItemsTotal > 0 {
 		s += fmt.Sprintf(" of %d", p.ItemsTotal)
 	}
-	s += fmt.Sprintf(" done, %v", config.Bytes(p.BytesDone))
+	s += fmt.Sprintf(" segments, %v", sized(p.BytesDone))
 	if p.BytesTotal > 0 {
-		s += fmt.Sprintf(" of %v", config.Bytes(p.BytesTotal))
+		s += fmt.Sprintf(" of %v", sized(p.BytesTotal))
 	}
-	return s + fmt.Sprintf(", %v/s", config.Bytes(p.BytesPerSecond))
+	return s + fmt.Sprintf(", %v/s", sized(p.BytesPerSecond))
 }
 
 // namesOrAll are the pools that a command is for: those named, or all that the gateway serves.
@@ -89,7 +110,7 @@ func namesOrAll(ctx context.Context, c *api.Client, names []string) ([]string, e
 		names = append(names, p.Name)
 	}
 	if len(names) == 0 {
-		return nil, fmt.Errorf("the gateway serves no pool: %w; see \"gateway pool status\"", api.ErrNoPool)
+		return nil, fmt.Errorf("%w: the gateway serves none; see \"gateway pool status\"", api.ErrNoPool)
 	}
 	return names, nil
 }

@@ -7,10 +7,12 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"os/signal"
 	"slices"
+	"strings"
 	"syscall"
 )
 
@@ -27,9 +29,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	a := &app{stdout: stdout, stderr: stderr}
 	root := newRootCmd(a)
 	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	if err != nil && !a.started {
-		err = &usageError{err} // the command line never got as far as a command
+		where := "usage: " + cmd.UseLine()
+		if cmd.HasSubCommands() {
+			where = fmt.Sprintf("see \"%s --help\"", cmd.CommandPath())
+		}
+		err = usagef("%s; %s", strings.Join(strings.Fields(err.Error()), " "), where) // the command line never got as far as a command
 		a.json = a.json || slices.Contains(args, "--json")
 	}
 	return a.report(err)

@@ -9,7 +9,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"graindisk/api"
 	"graindisk/backend/probe"
 	"graindisk/config"
 	"graindisk/pool"
@@ -51,7 +50,7 @@ func runPoolCheck(ctx context.Context, a *app, names []string) error {
 	for _, name := range names {
 		pc, ok := cfg.Pools[name]
 		if !ok {
-			return fmt.Errorf("pool %s: %w in %s", name, api.ErrNoPool, cfg.Source)
+			return noSuchPool(name, slices.Sorted(maps.Keys(cfg.Pools)), cfg.Source)
 		}
 		for _, t := range pc.Targets {
 			r, err := checkTarget(ctx, a, name, t)

@@ -4,14 +4,14 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"graindisk/api"
-	"graindisk/config"
 	"graindisk/pool"
 )
 
@@ -55,7 +55,7 @@ func runPoolRebuild(ctx context.Context, a *app, name string, o rebuildOptions) 
 		return err
 	}
 	if _, ok := cfg.Pools[name]; !ok {
-		return fmt.Errorf("pool %s: %w in %s", name, api.ErrNoPool, cfg.Source)
+		return noSuchPool(name, slices.Sorted(maps.Keys(cfg.Pools)), cfg.Source)
 	}
 	if o.yes {
 		data, err := lockData(ctx, cfg.Data, 0)
@@ -94,14 +94,14 @@ func printRebuilt(w io.Writer, r *pool.RebuildReport) {
 	fmt.Fprintf(w, "pool %s (%s): %s\n", r.Name, r.UUID, done)
 	fmt.Fprintf(w, "  cut %d of epoch %d", r.Cut, r.CutEpoch)
 	if !r.CutTime.IsZero() {
-		fmt.Fprintf(w, ", written %s", r.CutTime.Local().Format(time.DateTime))
+		fmt.Fprintf(w, ", written %s", clock(r.CutTime))
 	}
 	fmt.Fprintf(w, "; stripe %s, new epoch %d\n", r.Stripe, r.Epoch)
 	for _, n := range r.Notes {
 		fmt.Fprintf(w, "  note: %s\n", n)
 	}
 	for _, d := range r.Disks {
-		fmt.Fprintf(w, "  disk %s: %s\n", d.Name, config.Bytes(d.SizeBytes))
+		fmt.Fprintf(w, "  disk %s: %s\n", d.Name, sized(d.SizeBytes))
 	}
 	fmt.Fprintf(w, "  %d segments of %d cuts; %d segments below strength, %d others found, %d unreadable shards met\n",
 		r.Segments, r.Cuts, r.BelowStrength, r.OtherSegments, r.UnreadableShards)

@@ -54,7 +54,7 @@ func rateFlag(text string) (int64, error) {
 	rate, err := config.ParseSize(text)
 	switch {
 	case err != nil:
-		return 0, usagef("--rate %q: want bytes per second, for example 50MiB: %w", text, err)
+		return 0, usagef("--rate: %w; it is bytes per second, for example 50MiB", err)
 	case rate < api.RateMin:
 		return 0, usagef("--rate %s: that is %d bytes per second; want at least %v, for example 50MiB", text, int64(rate), config.Bytes(api.RateMin))
 	}
@@ -118,7 +118,7 @@ func runPoolScrub(ctx context.Context, a *app, o scrubOptions, names []string) e
 }
 
 func printScrubReport(w io.Writer, name string, r pool.ScrubReport) {
-	fmt.Fprintf(w, "pool %s: %d segments, %d objects, %v read in %v\n", name, r.Segments, r.Objects, config.Bytes(r.Bytes), r.Ended.Sub(r.Started).Round(time.Millisecond))
+	fmt.Fprintf(w, "pool %s: %d segments, %d objects, %v read in %v\n", name, r.Segments, r.Objects, sized(r.Bytes), r.Ended.Sub(r.Started).Round(time.Millisecond))
 	fmt.Fprintf(w, "  %s\n", foundText(r.ScrubCounts))
 	if r.Lacking > 0 {
 		fmt.Fprintf(w, "  %d shards are not stored: their segments are below strength\n", r.Lacking)
@@ -145,7 +145,7 @@ func printScrub(w io.Writer, s pool.ScrubStatus) {
 		fmt.Fprintf(w, "  scrub under way: %d of %d segments; %s\n", r.Segments, r.SegmentsTotal, foundText(r.ScrubCounts))
 	}
 	if r := s.Round; r != nil {
-		fmt.Fprintf(w, "  scrub round since %s: %d of %d segments; %s\n", r.Started.Local().Format(time.DateTime), r.Segments, r.SegmentsTotal, foundText(r.ScrubCounts))
+		fmt.Fprintf(w, "  scrub round since %s: %d of %d segments; %s\n", clock(r.Started), r.Segments, r.SegmentsTotal, foundText(r.ScrubCounts))
 	}
 	if s.Found.Unrepairable > 0 || s.Found.LostBytes > 0 || s.Found.Damaged+s.Found.Missing > s.Found.Repaired {
 		fmt.Fprintf(w, "  error: damage found since the start: %s; see \"gateway pool scrub\"\n", foundText(s.Found))

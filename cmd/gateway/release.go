@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -13,6 +14,8 @@ import (
 	"graindisk/api"
 	"graindisk/config"
 	"graindisk/pool"
+	"graindisk/pool/root"
+	"graindisk/vdisk"
 )
 
 // releaseDrain bounds the wait for answers to requests that were read when a pool is released.
@@ -30,7 +33,8 @@ disks are no longer there then: a client that connects again is told that there 
 targets do not take everything, nothing changes: the gateway goes on serving. When it is started again it
 opens the pool again, unless another gateway holds it then: take it out of the configuration.
 
-If none runs, the pool is opened from its log here, published and released, and nobody is served.`,
+If none runs, the pool is opened from its log here, published and released, and nobody is served. A pool that is
+released already stays so. It ends with 11 if another gateway holds the pool, or has taken it over from this one.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return runPoolRelease(cmd.Context(), a, args[0]) },
 	}
@@ -42,7 +46,7 @@ func runPoolRelease(ctx context.Context, a *app, name string) error {
 		return err
 	}
 	if _, ok := cfg.Pools[name]; !ok {
-		return fmt.Errorf("pool %s: %w in %s", name, api.ErrNoPool, cfg.Source)
+		return noSuchPool(name, slices.Sorted(maps.Keys(cfg.Pools)), cfg.Source)
 	}
 	var st pool.Status
 	data, err := lockData(ctx, cfg.Data, 0)
@@ -61,7 +65,11 @@ func runPoolRelease(ctx context.Context, a *app, name string) error {
 		if err != nil {
 			return err
 		}
-		if st, err = c.ReleasePool(ctx, name); err != nil {
+		st, err = c.ReleasePool(ctx, name)
+		if errors.Is(err, api.ErrNoPool) {
+			return releasedBefore(ctx, a, cfg, name)
+		}
+		if err != nil {
 			return err
 		}
 	default:
@@ -74,17 +82,35 @@ func runPoolRelease(ctx context.Context, a *app, name string) error {
 	return nil
 }
 
+// releasedBefore is the outcome for a configured pool that the gateway which runs here does not serve.
+func releasedBefore(ctx context.Context, a *app, cfg *config.Config, name string) error {
+	o, err := outlineOf(ctx, a, cfg, name)
+	switch {
+	case err != nil:
+		return err
+	case o.State != root.Released:
+		return poolStatus{outline: o}.notServed()
+	case a.json:
+		return a.printJSON(o)
+	}
+	fmt.Fprintf(a.stdout, "pool %s: was not served here; it is %s\n", name, o)
+	return nil
+}
+
 // ReleasePool implements api.Gateway.
 func (g *gateway) ReleasePool(ctx context.Context, name string) (pool.Status, error) {
 	g.onDrop.Lock()
 	defer g.onDrop.Unlock()
-	p := g.all()[name]
-	if p == nil {
-		return pool.Status{}, fmt.Errorf("pool %s: %w", name, api.ErrNoPool)
+	p, err := g.poolOf(name)
+	if err != nil {
+		return pool.Status{}, err
 	}
 	// What can fail is tried first, while clients go on. After that the caller's leaving stops nothing: half a
 	// release would leave a pool that is held and not served.
 	if err := p.Publish(ctx); err != nil {
+		if errors.Is(err, vdisk.ErrFenced) || errors.Is(err, root.ErrFenced) {
+			return pool.Status{}, fmt.Errorf("release pool %s: %w", name, fencedBy(ctx, p, err))
+		}
 		return pool.Status{}, fmt.Errorf("release pool %s: nothing has changed here: %w", name, err)
 	}
 	ctx = context.WithoutCancel(ctx)
@@ -108,6 +134,29 @@ func (g *gateway) ReleasePool(ctx context.Context, name string) (pool.Status, er
 	return p.Status(), nil
 }
 
+// fencedError says who has taken a pool over. It matches vdisk.ErrFenced.
+type fencedError struct{ *pool.Fence }
+
+func (e *fencedError) Error() string        { return e.Fence.String() }
+func (e *fencedError) Is(target error) bool { return target == vdisk.ErrFenced }
+
+// fencedBy is err with who has fenced the pool, as soon as that is known.
+func fencedBy(ctx context.Context, p *pool.Pool, err error) error {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for range 100 {
+		if f := p.Status().Fenced; f != nil {
+			return &fencedError{f}
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return err
+		}
+	}
+	return err
+}
+
 // printOwner prints the lines of a pool's status about who owns it.
 func printOwner(w io.Writer, p pool.Status) {
 	o := p.Owner
@@ -117,7 +166,7 @@ func printOwner(w io.Writer, p pool.Status) {
 		t    *time.Time
 	}{{"held since", o.HeldSince}, {"last commit", o.LastCommit}, {"last beat", o.LastBeat}} {
 		if at.t != nil {
-			fmt.Fprintf(w, ", %s %s", at.what, at.t.Local().Format(time.DateTime))
+			fmt.Fprintf(w, ", %s %s", at.what, clock(*at.t))
 		}
 	}
 	fmt.Fprintln(w)
@@ -130,11 +179,11 @@ func printOwner(w io.Writer, p pool.Status) {
 		case q.Error != "":
 			what = q.Error
 		case q.Lost != nil:
-			what = fmt.Sprintf("%s in %d ranges, of epoch %d", config.Bytes(q.Lost.Bytes), q.Lost.Ranges, q.Lost.Epoch)
+			what = fmt.Sprintf("%s in %d ranges, of epoch %d", sized(q.Lost.Bytes), q.Lost.Ranges, q.Lost.Epoch)
 		}
 		fmt.Fprintf(w, "  quarantine %s: %s\n", q.Dir, what)
 	}
 	if p.RequestCost > 0 {
-		fmt.Fprintf(w, "  requests: %d, cost %.4f\n", p.Requests.Total(), p.RequestCost)
+		fmt.Fprintf(w, "  requests: %d, cost %.4f by the configured prices\n", p.Requests.Total(), p.RequestCost)
 	}
 }

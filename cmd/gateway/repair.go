@@ -10,7 +10,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"graindisk/api"
-	"graindisk/config"
 	"graindisk/grains/segment"
 	"graindisk/internal/jobs"
 	"graindisk/pool"
@@ -81,7 +80,7 @@ func runPoolRepair(ctx context.Context, a *app, o repairOptions, names []string)
 		}
 		errs = append(errs, r.trouble())
 		if done = append(done, r); !a.json {
-			fmt.Fprintf(a.stdout, "pool %s: %d shards of %d segments restored, %v\n", r.Pool, r.Restored, r.Segments, config.Bytes(r.RestoredBytes))
+			fmt.Fprintf(a.stdout, "pool %s: %d shards of %d segments restored, %v\n", r.Pool, r.Restored, r.Segments, sized(r.RestoredBytes))
 		}
 	}
 	err = errors.Join(errs...)
@@ -214,7 +213,7 @@ func (g *gateway) poolOf(name string) (*pool.Pool, error) {
 	if p := g.all()[name]; p != nil {
 		return p, nil
 	}
-	return nil, fmt.Errorf("pool %s: %w; there are %v", name, api.ErrNoPool, slices.Sorted(maps.Keys(g.all())))
+	return nil, noSuchPool(name, slices.Sorted(maps.Keys(g.all())), "this gateway")
 }
 
 // printStrength says what segments lack, if anything.
@@ -224,14 +223,14 @@ func printStrength(a *app, p pool.Status) {
 		return
 	}
 	fmt.Fprintf(a.stdout, "  strength: %d segments whole, %d below: %d shards were not taken, %d were on former targets, %d on emptied ones; %v to restore\n",
-		s.Whole, s.Below, s.MissingShards, s.LostShards, s.EmptiedShards, config.Bytes(s.LackingBytes))
+		s.Whole, s.Below, s.MissingShards, s.LostShards, s.EmptiedShards, sized(s.LackingBytes))
 	if s.Unreadable > 0 {
 		fmt.Fprintf(a.stdout, "  error: %d segments have too few shards left\n", s.Unreadable)
 	}
 	switch r := p.Repair; {
 	case r.Running:
 		fmt.Fprintf(a.stdout, "  repair: %d of %d segments, %v of %v, %v/s\n", r.SegmentsDone, r.SegmentsTotal,
-			config.Bytes(r.BytesDone), config.Bytes(r.BytesTotal), config.Bytes(r.BytesPerSecond))
+			sized(r.BytesDone), sized(r.BytesTotal), sized(r.BytesPerSecond))
 	case r.Error != "":
 		fmt.Fprintf(a.stdout, "  repair: %s\n", r.Error)
 	}

@@ -308,7 +308,7 @@ func (g *gateway) find(name string) (*pool.Pool, *vdisk.Disk, error) {
 			return p, d, nil
 		}
 	}
-	return nil, nil, fmt.Errorf("disk %s: %w", name, pool.ErrNoDisk)
+	return nil, nil, fmt.Errorf("disk %s: %w; see \"gateway disk list\"", name, pool.ErrNoDisk)
 }
 
 // List implements nbd.Exports.
@@ -368,15 +368,18 @@ func (g *gateway) CreateDisk(ctx context.Context, n api.NewDisk) (pool.DiskInfo,
 	}
 	if n.Pool == "" {
 		if len(g.all()) > 1 {
-			return pool.DiskInfo{}, fmt.Errorf("%w: the gateway has pools %v: name one", api.ErrBadRequest, slices.Sorted(maps.Keys(g.all())))
+			return pool.DiskInfo{}, fmt.Errorf("%w: the gateway has pools %s: name one with --pool", api.ErrBadRequest, list(slices.Sorted(maps.Keys(g.all()))))
 		}
 		for name := range g.all() {
 			n.Pool = name
 		}
+		if n.Pool == "" {
+			return pool.DiskInfo{}, fmt.Errorf("%w: the gateway serves no pool; see \"gateway pool status\"", api.ErrNoPool)
+		}
 	}
-	p := g.all()[n.Pool]
-	if p == nil {
-		return pool.DiskInfo{}, fmt.Errorf("pool %s: %w", n.Pool, api.ErrNoPool)
+	p, err := g.poolOf(n.Pool)
+	if err != nil {
+		return pool.DiskInfo{}, err
 	}
 	d, err := p.CreateDisk(ctx, n.Name, n.SizeBytes)
 	if err != nil {

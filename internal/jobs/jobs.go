@@ -105,7 +105,7 @@ func (r *Runner) Start(kind, subject string, work Work) (Job, error) {
 	r.last++
 	ctx, cancel := context.WithCancel(context.Background())
 	j := &job{cancel: cancel, Job: Job{
-		ID: fmt.Sprintf("%s-%s-%d", kind, r.prefix, r.last), Kind: kind, Subject: subject, State: Running, Started: time.Now(),
+		ID: fmt.Sprintf("%s-%s-%d", kind, r.prefix, r.last), Kind: kind, Subject: subject, State: Running, Started: time.Now().UTC(),
 	}}
 	r.jobs = append(r.jobs, j)
 	r.forgetLocked()
@@ -134,7 +134,7 @@ func run(ctx context.Context, work Work, tell func(Progress)) (report any, err e
 func (r *Runner) end(j *job, report any, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	now := time.Now()
+	now := time.Now().UTC()
 	j.Ended, j.Report, j.State = &now, report, Done
 	switch {
 	case err != nil && j.cancelled && errors.Is(err, context.Canceled):

@@ -141,7 +141,7 @@ var refusals = []refusal{
 		return []string{"disk", "create", "vm", "1MiB", "--config", p.config}
 	}, 1, []string{"disk vm", "exists", "another name"}},
 	{"ask a gateway that does not run", withConfig("disk", "list"),
-		1, []string{"{dir}/data/admin.sock", "is the gateway running?"}},
+		1, []string{"{dir}/data/admin.sock", "start it with"}},
 }
 
 // TestRefusals gives the gateway what it must refuse. Beside its log, it writes one line on stderr.

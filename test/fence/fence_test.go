@@ -39,7 +39,7 @@ func TestAStoppedOwnerAcknowledgesNothingMore(t *testing.T) {
 	if took := time.Since(begun); took < 2*watch {
 		t.Errorf("two watches took %v", took)
 	}
-	mustSay(t, second.Log(), "taken over from", "as of cut", "given_up", "bytes, the oldest", "lists that in quarantine there")
+	mustSay(t, second.Log(), "taken over from", "as of cut", "given_up", "not published, the oldest", "lists that in quarantine there")
 	unchanged := published == b.status().Cut // no cut of the load came in between
 	if !unchanged {
 		t.Fatalf("the load was published: cut %d, then %d; this machine is too slow for %v", published, b.status().Cut, dirtyAge)
@@ -61,6 +61,9 @@ func TestAStoppedOwnerAcknowledgesNothingMore(t *testing.T) {
 		t.Errorf("fenced by %+v, the owner is %+v", l, owner)
 	}
 	mustSay(t, first.Log(), "this process stood still", "fenced: another owner", owner.Log, "by_epoch=2", "disk vm: ")
+	if r := harness.Run(t, "pool", "release", "main", "--config", a.config); r.Code != 11 || !strings.Contains(r.Stderr, "fenced by") || !strings.Contains(r.Stderr, "epoch 2") {
+		t.Errorf("release of a fenced pool: exit %d, %s", r.Code, r.Stderr)
+	}
 	if c, err := nbdclient.Dial(t.Context(), first.URIs[0], nbdclient.Options{}); err == nil {
 		c.Close()
 		t.Error("a fenced gateway lets a client in")
@@ -142,13 +145,23 @@ func TestAReleasedPoolGoesElsewhere(t *testing.T) {
 	if err := load.ended(); err == nil || errors.Is(err, errStill) {
 		t.Fatalf("the load goes on: %v", err)
 	}
-	for _, args := range [][]string{{"pool", "release", "main"}, {"pool", "status", "main"}, {"disk", "show", "vm"}} {
-		if r := harness.Run(t, append(args, "--config", a.config)...); r.Code != 10 {
-			t.Errorf("%v after the release: exit %d, %s", args, r.Code, r.Stderr)
+	after := func(code int, says string, args ...string) {
+		t.Helper()
+		if r := harness.Run(t, append(args, "--config", a.config)...); r.Code != code || !strings.Contains(r.Stdout+r.Stderr, says) {
+			t.Errorf("%v after the release: exit %d, %s%s", args, r.Code, r.Stdout, r.Stderr)
 		}
 	}
+	after(0, "was not served here; it is released at cut", "pool", "release", "main")
+	after(0, "released at cut", "pool", "status", "main")
+	after(1, "not served here: released", "pool", "status", "--check")
+	after(10, "no such disk", "disk", "show", "vm")
+	after(10, "serves no", "disk", "create", "new", "1MiB")
+	after(10, "serves none", "pool", "scrub")
 
 	second := b.serve() // while the first still runs
+	after(0, "held by", "pool", "status")
+	after(11, `"state": "held"`, "pool", "status", "--check", "--json")
+	after(11, "held by", "pool", "release", "main")
 	apply := func(w *writer) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
