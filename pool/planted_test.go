@@ -32,7 +32,7 @@ const (
 	findSlice    = 10 * time.Second // of one processor, for one bug before it is the next one's turn
 	findBudget   = 5 * time.Minute  // of all processors, for all bugs that their stored seeds do not find
 	findEach     = 2 * time.Minute  // of one processor, for one bug whose seed is to be stored
-	findPatience = 8 * time.Minute  // by the clock on the wall, on a machine that has other work
+	findPatience = 12 * time.Minute // by the clock on the wall, on a machine that has other work
 )
 
 // TestPlanted expects TestCrash, which knows nothing of them, to find every planted bug: by the seed that
