@@ -93,7 +93,9 @@ func (g *guarded) Put(ctx context.Context, key string, body []byte, c backend.Co
 			return "", &backend.Error{Op: "put", Store: g.String(), Key: key, Class: backend.Permanent, Err: errImmutable}
 		}
 	}
-	if g.rng.IntN(50) == 0 {
+	echoes := g.rng.IntN(50) == 0
+	etag, err := g.Memory.Put(ctx, key, body, c)
+	if echoes && (err == nil || errors.Is(err, backend.ErrPrecondition)) { // of one whose caller had gone, there is no first time
 		body := bytes.Clone(body) // it is the caller's, who uses it again
 		g.echoes = append(g.echoes, func() {
 			if _, err := g.Memory.Put(context.Background(), key, body, c); err == nil && !mutable(key) && !g.gone[key] {
@@ -101,7 +103,6 @@ func (g *guarded) Put(ctx context.Context, key string, body []byte, c backend.Co
 			}
 		})
 	}
-	etag, err := g.Memory.Put(ctx, key, body, c)
 	if err == nil {
 		g.used[key] = block.CRC(body)
 	}

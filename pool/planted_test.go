@@ -28,16 +28,25 @@ type finding struct {
 
 const (
 	findingsFile = "testdata/planted.json"
-	findTimeout  = 2 * time.Minute // of one processor, in which the generator must find every bug
-	replays      = 3               // of a stored seed: one history in fifty goes another way, see TestCrashRepeats
-	findPatience = 8 * time.Minute // by the clock on the wall, on a machine that has other work
+	replays      = 3                // of a stored seed: one history in fifty goes another way, see TestCrashRepeats
+	findSlice    = 10 * time.Second // of one processor, for one bug before it is the next one's turn
+	findBudget   = 5 * time.Minute  // of all processors, for all bugs that their stored seeds do not find
+	findEach     = 2 * time.Minute  // of one processor, for one bug whose seed is to be stored
+	findPatience = 12 * time.Minute // by the clock on the wall, on a machine that has other work
 )
 
 // TestPlanted expects TestCrash, which knows nothing of them, to find every planted bug: by the seed that
-// found it before, or, where the code has changed since, by fresh ones within findTimeout. With
-// GRAINDISK_FIND=1 it looks for fresh seeds only and stores them.
+// found it before, or, where the code has changed since, by those that follow. All of them together may take
+// findBudget, a slice each in turn, so that the time of this test is bounded, however many seeds are stale, and what it
+// finds is the same each time.
+//
+// With GRAINDISK_FIND=stale it looks for fresh seeds of the bugs that their stored ones do not find, and stores
+// them; with GRAINDISK_FIND=all of all. With GRAINDISK_PLANTED it is about that bug alone.
 func TestPlanted(t *testing.T) {
-	stored := map[string]uint64{}
+	f := &finder{t: t, mode: os.Getenv("GRAINDISK_FIND"), stored: map[string]uint64{}, turn: make(chan struct{}, runtime.GOMAXPROCS(0)), start: time.Now()}
+	if f.mode != "" && f.mode != "stale" && f.mode != "all" {
+		t.Fatalf("GRAINDISK_FIND=%s: it may be stale or all", f.mode)
+	}
 	var list []finding
 	b, err := os.ReadFile(findingsFile)
 	if err == nil {
@@ -46,70 +55,135 @@ func TestPlanted(t *testing.T) {
 	if err != nil && !os.IsNotExist(err) {
 		t.Fatal(err)
 	}
-	for _, f := range list {
-		stored[f.Bug] = f.Seed
+	for _, x := range list {
+		f.stored[x.Bug] = x.Seed
 	}
-	anew := os.Getenv("GRAINDISK_FIND") != ""
-	var mu sync.Mutex
-	replayed := 0
-	limit := make(chan struct{}, runtime.GOMAXPROCS(0))
-	t.Run("bugs", func(t *testing.T) {
-		for _, p := range planted.Catalogue {
-			t.Run(p.Name, func(t *testing.T) {
-				t.Parallel()
-				limit <- struct{}{}
-				defer func() { <-limit }()
-				seed, ok := stored[p.Name]
-				if ok && !anew {
-					for range replays {
-						if h := hunt(t, p.Name, seed, 0); h.found {
-							mu.Lock()
-							defer mu.Unlock()
-							replayed++
-							t.Logf("%s: replayed GRAINDISK_SEED=%d in %v: %s", p.Name, seed, h.took.Round(time.Millisecond), h.what)
-							return
-						}
-					}
-					t.Logf("the stored GRAINDISK_SEED=%d does not show it any more", seed)
-				}
-				h := hunt(t, p.Name, uint64(time.Now().UnixNano()), findTimeout)
-				if !h.found {
-					t.Fatalf("%s: not found in %d histories, %v", p.Name, h.histories, h.took.Round(time.Second))
-				}
-				if anew {
-					keep(t, p.Name, &h)
-				}
-				t.Logf("%s: found in %d histories, %v, by GRAINDISK_SEED=%d: %s", p.Name, h.histories, h.took.Round(time.Millisecond), h.seed, h.what)
-				mu.Lock()
-				defer mu.Unlock()
-				stored[p.Name] = h.seed
-			})
+	var all sync.WaitGroup
+	bugs := 0
+	for _, p := range planted.Catalogue {
+		if only := os.Getenv("GRAINDISK_PLANTED"); only == "" || only == p.Name {
+			bugs++
+			seed, ok := f.stored[p.Name]
+			all.Go(func() { f.find(p.Name, seed, ok) })
 		}
-	})
-	t.Logf("COUNT %d planted bugs, %d found by their stored seed", len(planted.Catalogue), replayed)
-	if anew {
-		storeFindings(t, stored)
+	}
+	all.Wait()
+	if bugs == 0 {
+		t.Fatal("GRAINDISK_PLANTED names no bug")
+	}
+	t.Logf("COUNT %d planted bugs, %d found by their stored seed, the others in %v of processors", bugs, f.replayed, f.used.Round(time.Second))
+	if f.mode != "" {
+		storeFindings(t, f.stored)
 	}
 }
 
-// keep goes on from a finding until one is found again from its seed alone, three times in a row; if there is
-// no time for that the last one has to do.
-func keep(t *testing.T, bug string, h *hunted) {
-	for h.took < findTimeout {
-		again := true
-		for range 3 {
-			again = again && hunt(t, bug, h.seed, 0).found
-		}
-		if again {
+// finder looks for all bugs at once.
+type finder struct {
+	t     *testing.T
+	mode  string        // GRAINDISK_FIND
+	turn  chan struct{} // who waits to send gets it in turn
+	start time.Time
+
+	mu       sync.Mutex
+	stored   map[string]uint64
+	replayed int
+	used     time.Duration // of processors, for bugs that their stored seeds do not find
+}
+
+// find looks for one bug.
+func (f *finder) find(bug string, seed uint64, stored bool) {
+	if stored && f.mode != "all" {
+		if f.replay(bug, seed) {
 			return
 		}
-		next := hunt(t, bug, h.seed+1, findTimeout-h.took)
-		if !next.found {
-			return
-		}
-		next.took, next.histories = next.took+h.took, next.histories+h.histories
-		*h = next
+		f.t.Logf("%s: the stored GRAINDISK_SEED=%d does not show it any more", bug, seed)
 	}
+	next := seed + 1
+	if f.mode != "" {
+		next = uint64(time.Now().UnixNano())
+	}
+	var took time.Duration
+	for histories := 0; f.goesOn(took); {
+		f.turn <- struct{}{}
+		h, err := hunt(bug, next, findSlice)
+		<-f.turn
+		if err != nil {
+			f.t.Errorf("%s: %v", bug, err)
+			return
+		}
+		took, histories, next = took+h.took, histories+h.histories, h.seed+1
+		f.mu.Lock()
+		f.used += h.took
+		f.mu.Unlock()
+		if h.failed && f.proves(bug, &h) && (f.mode == "" || f.again(bug, h.seed) || !f.goesOn(took)) {
+			f.t.Logf("%s: found in %d histories, %v, by GRAINDISK_SEED=%d: %s", bug, histories, took.Round(time.Millisecond), h.seed, h.what)
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			f.stored[bug] = h.seed
+			return
+		}
+	}
+	f.t.Errorf("%s: not found, in %v of a processor", bug, took.Round(time.Second))
+}
+
+// goesOn tells whether there is time left to look for a bug.
+func (f *finder) goesOn(took time.Duration) bool {
+	if f.mode != "" {
+		return took < findEach
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.used < findBudget && time.Since(f.start) < findPatience
+}
+
+// replay runs the history of a stored seed, and again if it did not show the bug.
+func (f *finder) replay(bug string, seed uint64) bool {
+	for range replays {
+		f.turn <- struct{}{}
+		h, err := hunt(bug, seed, 0)
+		<-f.turn
+		if err != nil {
+			f.t.Errorf("%s: %v", bug, err)
+			return true
+		}
+		if h.failed && f.proves(bug, &h) {
+			f.t.Logf("%s: replayed GRAINDISK_SEED=%d in %v: %s", bug, seed, h.took.Round(time.Millisecond), h.what)
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			f.replayed++
+			return true
+		}
+	}
+	return false
+}
+
+// again tells whether the seed alone shows the bug, three times in a row.
+func (f *finder) again(bug string, seed uint64) bool {
+	f.turn <- struct{}{}
+	defer func() { <-f.turn }()
+	for range 3 {
+		if h, err := hunt(bug, seed, 0); err != nil || !h.failed {
+			return false
+		}
+	}
+	return true
+}
+
+// proves tells whether a history failed because of the bug: without it the same seed must do no harm, or there is a
+// bug that nobody planted. One that was ended because it ran away says nothing of what went wrong.
+func (f *finder) proves(bug string, h *hunted) bool {
+	if runAway.MatchString(h.what) {
+		f.t.Logf("%s: ran away: %s", bug, h.what)
+		return false
+	}
+	f.turn <- struct{}{}
+	defer func() { <-f.turn }()
+	sound, err := hunt("", h.seed, 0)
+	if err != nil || sound.failed {
+		f.t.Errorf("GRAINDISK_SEED=%d fails without a planted bug as well: %v %s", h.seed, err, sound.what)
+		return false
+	}
+	return true
 }
 
 func storeFindings(t *testing.T, stored map[string]uint64) {
@@ -130,8 +204,8 @@ func storeFindings(t *testing.T, stored map[string]uint64) {
 
 // hunted is what a run of TestCrash with a bug gave.
 type hunted struct {
-	found     bool
-	seed      uint64
+	failed    bool
+	seed      uint64 // of the last history
 	histories int
 	took      time.Duration // of processors
 	what      string
@@ -140,27 +214,27 @@ type hunted struct {
 var (
 	historyLine = regexp.MustCompile(`(?m)^history GRAINDISK_SEED=(\d+)$`)
 	failureLine = regexp.MustCompile(`(?m)^.*(crash_test.go:\d+: GRAINDISK_SEED=|panic: |fatal error: ).*$`)
+	runAway     = regexp.MustCompile(`^panic: GRAINDISK_SEED=\d+ (takes|goes round)`) // see watchHistory
 )
 
-// hunt runs TestCrash with a bug in a process of its own, since it may well panic or hang: one history, or
+// hunt runs TestCrash with a bug, or none, in a process of its own, since it may well panic or hang: one history, or
 // as many as it takes and there is time for.
-func hunt(t *testing.T, bug string, seed uint64, long time.Duration) (h hunted) {
+func hunt(bug string, seed uint64, long time.Duration) (h hunted, err error) {
 	cmd := exec.Command(os.Args[0], "-test.run=^TestCrash$", "-test.timeout=15m")
-	cmd.Env = append(slices.Clone(os.Environ()), "GRAINDISK_PLANTED="+bug, fmt.Sprintf("GRAINDISK_SEED=%d", seed), "GRAINDISK_SOAK=")
+	cmd.Env = append(slices.Clone(os.Environ()), "GRAINDISK_PLANTED="+bug, fmt.Sprintf("GRAINDISK_SEED=%d", seed), "GRAINDISK_SOAK=", "GRAINDISK_FRESH=")
 	if long > 0 {
-		cmd.Env = append(cmd.Env, "GRAINDISK_SOAK="+findPatience.String(), "GRAINDISK_CPU="+long.String())
+		cmd.Env = append(cmd.Env, "GRAINDISK_FRESH="+findPatience.String(), "GRAINDISK_CPU="+long.String())
 	}
 	out, err := cmd.CombinedOutput()
-	h.took, h.found = cmd.ProcessState.UserTime()+cmd.ProcessState.SystemTime(), err != nil
 	lines := historyLine.FindAllSubmatch(out, -1)
-	h.histories = len(lines)
-	if h.histories == 0 {
-		t.Fatalf("no history was run: %v\n%s", err, out)
+	if h.histories = len(lines); h.histories == 0 {
+		return h, fmt.Errorf("no history was run: %w\n%s", err, out)
 	}
-	h.seed, _ = strconv.ParseUint(string(lines[len(lines)-1][1]), 10, 64)
+	h.took, h.failed = cmd.ProcessState.UserTime()+cmd.ProcessState.SystemTime(), err != nil
+	h.seed, err = strconv.ParseUint(string(lines[len(lines)-1][1]), 10, 64)
 	h.what = strings.TrimSpace(string(failureLine.Find(out)))
-	if h.what == "" && h.found {
+	if h.what == "" && h.failed {
 		h.what = string(bytes.TrimSpace(out[max(0, len(out)-300):]))
 	}
-	return h
+	return h, err
 }

@@ -568,14 +568,17 @@ func (p *Pool) checkpointWeak(ctx context.Context) (bool, error) {
 	return false, ctx.Err()
 }
 
-// copiesOfPart counts the members that have a copy of a part.
+// copiesOfPart counts the members that are seen to have a copy of a part. One that does not answer may have lost it: it is
+// rather stored once too often.
 func (p *Pool) copiesOfPart(ctx context.Context, id partID, members []block.TargetID) (n int) {
 	for _, t := range members {
 		store, ok := p.store(t)
 		for c := 0; ok && c < len(members); c++ {
 			_, err := store.Stat(ctx, partKey(id.epoch, id.n, id.part, c))
-			if err == nil || !errors.Is(err, backend.ErrNotFound) {
+			if err == nil {
 				n++
+			}
+			if !errors.Is(err, backend.ErrNotFound) {
 				break
 			}
 		}

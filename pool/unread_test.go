@@ -1,12 +1,15 @@
 package pool
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 
+	"graindisk/backend"
 	"graindisk/block"
 )
 
@@ -64,5 +67,47 @@ func TestRecountEndsWithItsContext(t *testing.T) {
 	r.offline(false)
 	if rep, err := r.pool.Fsck(t.Context(), false, false); err != nil || rep.Bad() {
 		t.Errorf("fsck once they can: %+v, %v", rep, err)
+	}
+}
+
+// TestSilentTargetIsNoCopy has one of two copies of all parts of a checkpoint lost at a target that does not answer when
+// it is asked for them: what was not seen must not count, or nobody would store it again.
+func TestSilentTargetIsNoCopy(t *testing.T) {
+	r := newRig(t, nil)
+	d := r.disk("a", 1<<20)
+	r.write(d, 0, bytes.Repeat([]byte{1}, 64<<10))
+	r.publish()
+	if err := r.pool.publishCheckpoint(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	weak := func() bool {
+		t.Helper()
+		weak, err := r.pool.checkpointWeak(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return weak
+	}
+	if weak() {
+		t.Error("the checkpoint lacks copies from the beginning")
+	}
+	for i, s := range r.stores {
+		has := false
+		for key := range r.memory[i].Objects() {
+			has = has || strings.HasPrefix(key, "ckpt/")
+		}
+		s.Before = func(op, key string) error {
+			if op == "stat" {
+				return &backend.Error{Op: op, Store: s.String(), Key: key, Class: backend.Transient, Err: errors.New("slow down")}
+			}
+			return nil
+		}
+		if got := weak(); got != has {
+			t.Errorf("target %d does not answer and has copies, %v: the checkpoint lacks some, %v", i, has, got)
+		}
+		s.Before = nil
+	}
+	if weak() {
+		t.Error("the checkpoint lacks copies though all targets answer")
 	}
 }
