@@ -14,7 +14,6 @@ import (
 	"graindisk/block"
 	"graindisk/grains/segment"
 	"graindisk/pool/root"
-	"graindisk/vdisk/densetree"
 )
 
 // partID names a part of a published checkpoint.
@@ -99,7 +98,7 @@ func (p *Pool) readPart(ctx context.Context, id partID, off int64, b []byte, che
 	defer r.reading.Wait()
 	defer stop()
 	bad := fmt.Errorf("on no target: %w", segment.ErrDamaged)
-	var passing error
+	var passing, newer error
 	for r.next(rctx); len(r.asked) > 0; {
 		a, late, err := r.wait(ctx)
 		if err != nil {
@@ -115,8 +114,8 @@ func (p *Pool) readPart(ctx context.Context, id partID, off int64, b []byte, che
 				p.far.found(id, a.copy)
 				return nil
 			}
-			if errors.Is(err, segment.ErrNewer) || errors.Is(err, densetree.ErrNewer) {
-				return err
+			if isNewer(err) && newer == nil { // or a flipped bit says so: then another copy does not
+				newer = err
 			}
 			err = fmt.Errorf("%w: %w", segment.ErrDamaged, err)
 		}
@@ -135,6 +134,9 @@ func (p *Pool) readPart(ctx context.Context, id partID, off int64, b []byte, che
 		r.next(rctx)
 	}
 	at := fmt.Sprintf("checkpoint %d/%d part %d, %d bytes at %d", id.epoch, id.n, id.part, len(b), off)
+	if newer != nil {
+		return newer
+	}
 	if passing != nil { // and no word of damage, which is final: what is away may be good
 		return fmt.Errorf("%s: %w", at, passing)
 	}
