@@ -252,3 +252,30 @@ func TestOpeningNeverCreates(t *testing.T) {
 		}
 	}
 }
+
+// TestAFlippedBitIsNoNewerRelease flips bits of the version and the incompat bits in every part of a checkpoint on one
+// target: the other copies say what is true.
+func TestAFlippedBitIsNoNewerRelease(t *testing.T) {
+	r, model := filled(t, smallMaps)
+	for range 8 {
+		r.scribble(r.disk("d", testDisk), model, 10)
+		r.publish()
+	}
+	for i, at := range []int{4, 5, 8, 10, 15} {
+		hurt := 0
+		for _, key := range r.memory[i%2].Keys() {
+			if _, ok := parsePartKey(key); ok {
+				r.memory[i%2].Damage(key, func(b []byte) []byte { b[at] ^= 8; return b })
+				hurt++
+			}
+		}
+		if hurt == 0 {
+			t.Fatalf("t%d holds no part", i%2)
+		}
+		r.freshTakeover()
+		r.expect(r.disk("d", testDisk), model)
+		if rep := r.scrub(ScrubOptions{}); rep.Damaged == 0 || rep.Repaired != rep.Damaged {
+			t.Errorf("byte %d of %d parts: scrub says %+v", at, hurt, rep)
+		}
+	}
+}

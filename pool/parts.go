@@ -114,7 +114,7 @@ func (p *Pool) readPart(ctx context.Context, id partID, off int64, b []byte, che
 				p.far.found(id, a.copy)
 				return nil
 			}
-			if isNewer(err) {
+			if isNewer(err) && newer == nil { // or a flipped bit says so: then another copy does not
 				newer = err
 			}
 			err = fmt.Errorf("%w: %w", segment.ErrDamaged, err)
