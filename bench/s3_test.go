@@ -46,8 +46,8 @@ func TestTheStoreOfTheBenchmarkIsFit(t *testing.T) {
 		if err := s.ReadAt(ctx, "a", body, 0); err != nil {
 			t.Fatal(err)
 		}
-		// A piece passes when those before it are through.
-		if took := time.Since(begin); i == 0 && took < 2*time.Second {
+		// Two seconds, less the last piece each way: one passes when those before it are through.
+		if took := time.Since(begin); i == 0 && took < 1500*time.Millisecond {
 			t.Errorf("a MiB there and back at 1 MB/s took %v", took)
 		}
 	}
