@@ -8,11 +8,11 @@ import (
 	"time"
 )
 
+// The tests of this package are far from UTC: a time that is told in the local zone shows.
+func init() { time.Local = time.FixedZone("XST", 5*3600) }
+
 // TestTimesInJSONAreUTC reads what programs are told on a host whose clock shows another zone.
 func TestTimesInJSONAreUTC(t *testing.T) {
-	was := time.Local
-	t.Cleanup(func() { time.Local = was }) // after the pool is closed
-	time.Local = time.FixedZone("XST", 5*3600)
 	r, _ := filled(t, nil)
 	r.publish()
 	rep := r.scrub(ScrubOptions{})
