@@ -401,7 +401,7 @@ func (h *history) run(steps int) error {
 // expectCut fails the test unless err is what a cut of the power explains.
 func (h *history) expectCut(err error) {
 	h.t.Helper()
-	if h.faults && errors.Is(err, ErrFailed) {
+	if h.faults && (errors.Is(err, ErrFailed) || errors.Is(h.log.Failed(), ErrFailed)) {
 		return // too many of them at once: the log may stop, but lose nothing
 	}
 	if err != nil && !errors.Is(err, crashtest.ErrPowerLost) && !errors.Is(err, context.Canceled) {
