@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -219,8 +220,10 @@ func TestALivingOwnerIsNotTakenOverFrom(t *testing.T) {
 				r := newRig(t, c.opt)
 				r.publish()
 				stop := make(chan struct{})
+				var doing sync.WaitGroup
+				defer doing.Wait()
 				defer close(stop)
-				go func() {
+				doing.Go(func() {
 					for {
 						select {
 						case <-stop:
@@ -229,7 +232,7 @@ func TestALivingOwnerIsNotTakenOverFrom(t *testing.T) {
 							c.do(r)
 						}
 					}
-				}()
+				})
 				other := r.there(c.opt)
 				for _, takeover := range []bool{false, true} {
 					begun := time.Now()
