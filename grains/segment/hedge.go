@@ -202,7 +202,8 @@ func (a *race) lost(ctx context.Context, o outcome) {
 
 // fetchIndex reads the index: from the IndexStore, or from one shard after the other, starting at a
 // different one for each segment, so that the load spreads. A shard that fails or is slow makes it ask
-// the next beside; the first answer that fits wins.
+// the next beside; the first answer that fits wins. If there is none, those whose bytes were wrong are asked once
+// more: they may have been hurt on their way, and of a stripe that lacks shards one may be all there is.
 func (r *Reader) fetchIndex(ctx context.Context, info Info) (*Index, error) {
 	if err := info.validate(); err != nil {
 		return nil, fmt.Errorf("read index: %w: %w", err, ErrDamaged)
@@ -225,7 +226,12 @@ func (r *Reader) fetchIndex(ctx context.Context, info Info) (*Index, error) {
 			}
 		}
 	}
-	x, b, errs := r.raceIndex(ctx, info, order)
+	x, b, errs, hurt := r.raceIndex(ctx, info, order)
+	if x == nil && len(hurt) > 0 && ctx.Err() == nil {
+		var more []error
+		x, b, more, _ = r.raceIndex(ctx, info, hurt)
+		errs = append(errs, more...)
+	}
 	if x == nil {
 		return nil, fmt.Errorf("read index of segment %d: %w", info.ID, verdict(ctx, errs))
 	}
@@ -235,8 +241,8 @@ func (r *Reader) fetchIndex(ctx context.Context, info Info) (*Index, error) {
 	return x, nil
 }
 
-// raceIndex asks shards in order until one gives the index.
-func (r *Reader) raceIndex(ctx context.Context, info Info, order []int) (*Index, []byte, []error) {
+// raceIndex asks shards in order until one gives the index. If none does, hurt are those that gave wrong bytes.
+func (r *Reader) raceIndex(ctx context.Context, info Info, order []int) (x *Index, b []byte, errs []error, hurt []int) {
 	type answer struct {
 		shard int
 		b     []byte
@@ -246,7 +252,6 @@ func (r *Reader) raceIndex(ctx context.Context, info Info, order []int) (*Index,
 	rctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	answers := make(chan answer, len(order))
-	var errs []error
 	out, last, wait := 0, 0, stallTime
 	ask := func() {
 		if len(order) == 0 {
@@ -275,10 +280,13 @@ func (r *Reader) raceIndex(ctx context.Context, info Info, order []int) (*Index,
 		select {
 		case a := <-answers:
 			if out--; a.err == nil {
-				return a.x, a.b, nil
+				return a.x, a.b, nil, nil
 			}
 			if errs = append(errs, a.err); ctx.Err() != nil {
-				return nil, nil, errs
+				return nil, nil, errs, nil
+			}
+			if wrongBytes(a.err) {
+				hurt = append(hurt, a.shard)
 			}
 			r.degraded(info, a.shard, a.err)
 			ask()
@@ -297,8 +305,8 @@ func (r *Reader) raceIndex(ctx context.Context, info Info, order []int) (*Index,
 			}
 			late.Reset(stallTime)
 		case <-ctx.Done():
-			return nil, nil, append(errs, ctx.Err())
+			return nil, nil, append(errs, ctx.Err()), nil
 		}
 	}
-	return nil, nil, errs
+	return nil, nil, errs, hurt
 }

@@ -429,3 +429,7 @@ func verdict(ctx context.Context, errs []error) error {
 func isProof(err error) bool {
 	return errors.Is(err, backend.ErrNotFound) || errors.Is(err, ErrDamaged) || errors.Is(err, ErrNewer)
 }
+
+// wrongBytes tells errors that asking again does change if the bytes were hurt on their way: a flipped bit may also make
+// them those of a later version.
+func wrongBytes(err error) bool { return errors.Is(err, ErrDamaged) || errors.Is(err, ErrNewer) }

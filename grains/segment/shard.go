@@ -151,7 +151,8 @@ func ReadTrailer(ctx context.Context, s Store, key string, size int64) (Trailer,
 }
 
 // ReadCut reads the record of a cut and the index of its last segment, the one info locates, in one
-// ranged read from the first shard that has both intact.
+// ranged read from the first shard that has both intact. If none has, those whose bytes were wrong are asked once more:
+// they may have been hurt on their way.
 func ReadCut(ctx context.Context, targets Getter, info Info) (*CutRecord, *Index, error) {
 	if err := info.validate(); err != nil {
 		return nil, nil, err
@@ -161,7 +162,12 @@ func ReadCut(ctx context.Context, targets Getter, info Info) (*CutRecord, *Index
 	}
 	b := make([]byte, info.ObjectBytes()-info.indexOffset())
 	var errs []error
-	for shard := range info.Shards() {
+	order := make([]int, info.Shards())
+	for shard := range order {
+		order[shard] = shard
+	}
+	for n := 0; n < len(order); n++ {
+		shard := order[n]
 		err := readShard(ctx, targets, info, shard, b, info.indexOffset())
 		if err == nil {
 			var x *Index
@@ -170,7 +176,9 @@ func ReadCut(ctx context.Context, targets Getter, info Info) (*CutRecord, *Index
 				return cut, x, nil
 			}
 		}
-		errs = append(errs, err)
+		if errs = append(errs, err); wrongBytes(err) && n < info.Shards() {
+			order = append(order, shard)
+		}
 	}
 	return nil, nil, fmt.Errorf("read cut record of segment %d: %w", info.ID, verdict(ctx, errs))
 }
