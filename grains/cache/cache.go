@@ -209,6 +209,7 @@ func New(s space, o Options) (*Cache, error) {
 			return nil, err
 		}
 	}
+	c.small.prepared.L, c.main.prepared.L = &c.small.mu, &c.main.mu
 	c.ghost.init(blocks)
 	c.shares.init(o.Now)
 	c.memory.init(o.IndexBytes, c.slotBlocks)

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"graindisk/block"
@@ -260,6 +261,7 @@ type brittle struct {
 	*tier.Space
 	reads, writes, prewrites atomic.Bool
 	onWrite                  func(slot int) // told before each write that succeeds
+	onPrewrite               func()         // the same
 }
 
 var errIO = errors.New("input/output error")
@@ -285,7 +287,33 @@ func (b *brittle) Prewrite(slot int) error {
 	if b.prewrites.Load() {
 		return errIO
 	}
+	if b.onPrewrite != nil {
+		b.onPrewrite()
+	}
 	return b.Space.Prewrite(slot)
+}
+
+// TestFillsWaitForTheFirstSlot fills from many sides while the first slot is being made ready, as after an open.
+func TestFillsWaitForTheFirstSlot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 8)
+		b := &brittle{Space: r.space, onPrewrite: func() { time.Sleep(time.Second) }}
+		c, err := New(b, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		var all sync.WaitGroup
+		for id := range block.ExtentID(3) {
+			all.Go(func() { c.Fill(1, id+1, extent(id+1, 0, 1)) })
+		}
+		all.Wait()
+		for id := range block.ExtentID(3) {
+			if !c.Has(id+1, 1) {
+				t.Errorf("fill %d was skipped", id+1)
+			}
+		}
+	})
 }
 
 func TestIOErrorsAreMisses(t *testing.T) {

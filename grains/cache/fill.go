@@ -25,9 +25,10 @@ type filler struct {
 	kept bool // whether its slots are of the main queue
 
 	mu        sync.Mutex
-	open      int    // slot being filled, or noSlot
-	at        uint32 // its next block
-	next      int    // slot ready to be filled, or noSlot
+	prepared  sync.Cond // with mu: preparing is over
+	open      int       // slot being filled, or noSlot
+	at        uint32    // its next block
+	next      int       // slot ready to be filled, or noSlot
 	preparing bool
 	closed    bool
 	retryAt   time.Time // no slot is prepared before
@@ -101,15 +102,21 @@ func (c *Cache) store(f *filler, at tier.Place, data []byte) bool {
 func (c *Cache) room(f *filler, n uint32) (tier.Place, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.open == noSlot || f.at+n > c.slotBlocks {
-		if f.next == noSlot && !f.preparing {
+	for tried := false; f.open == noSlot || f.at+n > c.slotBlocks; {
+		switch {
+		case f.closed:
+			return 0, false
+		case f.next != noSlot:
+			c.giveUpLocked(f)
+			f.open, f.at, f.next = f.next, 1, noSlot
+		case f.preparing: // by another: what many want at once right after an open would be fetched again and again, were it not kept
+			f.prepared.Wait()
+		case tried:
+			return 0, false
+		default:
+			tried = true
 			c.prepareLocked(f)
 		}
-		if f.next == noSlot || f.closed {
-			return 0, false
-		}
-		c.giveUpLocked(f)
-		f.open, f.at, f.next = f.next, 1, noSlot
 	}
 	if !c.space.Pin(f.open) {
 		return 0, false
@@ -178,6 +185,7 @@ func (c *Cache) prepareLocked(f *filler) {
 	slot, err := c.prepare(f.kept)
 	f.mu.Lock()
 	f.preparing = false
+	f.prepared.Broadcast()
 	switch {
 	case errors.Is(err, tier.ErrNoSlot):
 	case err != nil:
