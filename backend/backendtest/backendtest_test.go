@@ -170,6 +170,29 @@ func TestTwiceArrivesAgain(t *testing.T) {
 	}
 }
 
+// TestHurtOnce has every answer hurt that may be, and expects the second one of each object to be right.
+func TestHurtOnce(t *testing.T) {
+	for _, fault := range []Fault{Flipped, Truncated} {
+		f := NewFaulty(NewMemory("memory"), 1)
+		f.HurtOnce()
+		for _, key := range []string{"a", "b"} {
+			put(t, f, key, Body(1, 100), backend.Cond{})
+		}
+		f.SetRates(Rates{fault: 1})
+		for _, key := range []string{"a", "b"} {
+			for i, p := 0, make([]byte, 50); i < 3; i++ {
+				err := f.ReadAt(t.Context(), key, p, 50)
+				if good := err == nil && distance(p, Body(1, 100)[50:]) == 0; good != (i > 0) {
+					t.Errorf("%v: read %d of %s is right: %v", fault, i, key, good)
+				}
+			}
+			if b, _, err := f.Get(t.Context(), key, 100); err != nil || distance(b, Body(1, 100)) != 0 {
+				t.Errorf("%v: %s comes back wrong: %v", fault, key, err)
+			}
+		}
+	}
+}
+
 func TestDamagedReads(t *testing.T) {
 	want := Body(1, 1000)
 	for seed := range uint64(50) {

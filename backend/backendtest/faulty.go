@@ -68,6 +68,8 @@ type Faulty struct {
 	planned  []plan
 	offline  bool
 	late     []lateCall
+	hurtOnce bool
+	hurt     map[string]bool // keys whose bytes have arrived wrong
 	calls    map[string]int
 	injected map[Fault]int
 }
@@ -96,7 +98,7 @@ var (
 // NewFaulty returns inner with no faults planned yet.
 func NewFaulty(inner backend.Store, seed uint64) *Faulty {
 	return &Faulty{
-		inner: inner, rng: rand.New(rand.NewPCG(seed, 0)),
+		inner: inner, rng: rand.New(rand.NewPCG(seed, 0)), hurt: make(map[string]bool),
 		calls: make(map[string]int), injected: make(map[Fault]int),
 	}
 }
@@ -106,6 +108,13 @@ func (f *Faulty) SetRates(r Rates) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.rates = maps.Clone(r)
+}
+
+// HurtOnce has Rates spare what has arrived wrong once: Truncated and Flipped befall an object no more then.
+func (f *Faulty) HurtOnce() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.hurtOnce = true
 }
 
 // Inject plans one fault for the n-th call of op from now on, 1 being the next. Op "" means all
@@ -361,6 +370,9 @@ func (f *Faulty) next(r request) (hit, []lateCall) {
 	defer f.mu.Unlock()
 	f.calls[r.op]++
 	h := hit{fault: f.drawLocked(), place: f.rng.Uint64()} // drawn even when not used: the order decides alone
+	if (h.fault == Truncated || h.fault == Flipped) && f.hurtOnce && f.hurt[r.key] {
+		h.fault = None
+	}
 	f.plannedLocked(r.op, &h)
 	if f.offline {
 		h = hit{fault: Refused} // of a batch nothing arrives
@@ -384,6 +396,9 @@ func (f *Faulty) next(r request) (hit, []lateCall) {
 	}
 	if h.fault != None {
 		f.injected[h.fault]++
+	}
+	if h.fault == Truncated || h.fault == Flipped {
+		f.hurt[r.key] = true
 	}
 	return h, due
 }
