@@ -273,12 +273,19 @@ func (p *Pool) getPart(ctx context.Context, epoch, n uint64, part int) ([]byte, 
 			continue
 		}
 		for c := range members {
-			b, _, err := store.Get(ctx, partKey(epoch, n, part, c), partBytesMax)
-			if err == nil {
-				b, err = decodePart(b, epoch, uint32(n), part)
-			}
-			if err == nil {
-				return b, nil
+			var b []byte
+			var err error
+			for range damageReads {
+				b, _, err = store.Get(ctx, partKey(epoch, n, part, c), partBytesMax)
+				if err == nil {
+					b, err = decodePart(b, epoch, uint32(n), part)
+				}
+				if err == nil {
+					return b, nil
+				}
+				if !final(err) {
+					break
+				}
 			}
 			named := fmt.Errorf("target %s: %w", p.targetName(t), err)
 			switch {

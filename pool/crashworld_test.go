@@ -138,6 +138,9 @@ func (w *world) newLife(calm bool) *life {
 	for i := range l.stores {
 		l.stores[i] = backendtest.NewFaulty(w.stores[i], w.rng.Uint64())
 		l.stores[i].Before = l.before
+		if w.mirror { // half of one has no parity: what is hurt again and again is damage
+			l.stores[i].HurtOnce()
+		}
 	}
 	if calm {
 		return l

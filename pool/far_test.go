@@ -575,6 +575,27 @@ func TestAPartThatIsAwayIsNotDamaged(t *testing.T) {
 	}
 }
 
+// TestAGarbledPartIsNoDamage has the first answer hurt that each object gives, of the copies of parts, too, and expects all
+// maps to be read nevertheless.
+func TestAGarbledPartIsNoDamage(t *testing.T) {
+	r, d, model := absentRig(t, nil)
+	ref := r.pool.value().Checkpoints[0]
+	for i, fault := range []backendtest.Fault{backendtest.Flipped, backendtest.Truncated, backendtest.Flipped} {
+		r.stores[i].HurtOnce()
+		r.stores[i].SetRates(backendtest.Rates{fault: 1})
+	}
+	if _, err := r.pool.getPart(t.Context(), ref.Epoch, ref.N, 0); err != nil {
+		t.Error(err)
+	}
+	r.expect(d, model)
+	for i, s := range r.stores {
+		if n := s.Injected(); n[backendtest.Flipped]+n[backendtest.Truncated] == 0 {
+			t.Errorf("target %d gave nothing that was hurt", i)
+		}
+		s.SetRates(nil)
+	}
+}
+
 // TestFarMapsSurviveCrashes cuts the power, kills the process or loses the host at drawn calls while maps are
 // fetched, in the background and by reads, and expects all that was written.
 func TestFarMapsSurviveCrashes(t *testing.T) {

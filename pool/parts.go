@@ -89,8 +89,8 @@ func (r *partRead) wait(ctx context.Context) (a partAnswer, late bool, err error
 
 // readPart fills b from off of a part's body, from the first copy whose bytes check accepts; -partHeaderLen is where the
 // part itself begins. The part's own checksum, over all of it, is not looked at. A copy that does not come for a
-// while has the next one asked beside it. It fails with segment.ErrDamaged only if every target has answered; else asking
-// again may help.
+// while has the next one asked beside it. A copy that check does not accept is asked once more when all others were: it may
+// have been hurt on its way. It fails with segment.ErrDamaged only if every target has answered; else asking again may help.
 func (p *Pool) readPart(ctx context.Context, id partID, off int64, b []byte, check func() error) error {
 	rctx, stop := context.WithCancel(ctx)
 	r := &partRead{p: p, id: id, off: off, bytes: len(b), left: p.partCopies(id), asked: map[block.TargetID]bool{}}
@@ -99,6 +99,7 @@ func (p *Pool) readPart(ctx context.Context, id partID, off int64, b []byte, che
 	defer stop()
 	bad := fmt.Errorf("on no target: %w", segment.ErrDamaged)
 	var passing, newer error
+	var hurt []partCopy
 	for r.next(rctx); len(r.asked) > 0; {
 		a, late, err := r.wait(ctx)
 		if err != nil {
@@ -119,13 +120,17 @@ func (p *Pool) readPart(ctx context.Context, id partID, off int64, b []byte, che
 			}
 			err = fmt.Errorf("%w: %w", segment.ErrDamaged, err)
 		}
+		if errors.Is(err, backend.ErrShort) {
+			err = fmt.Errorf("%w: %w", segment.ErrDamaged, err)
+		}
 		named := fmt.Errorf("target %s: %w", p.targetName(a.copy.target), err)
 		switch {
 		case errors.Is(err, backend.ErrNotFound):
 		case errors.Is(err, segment.ErrDamaged):
 			bad = named
-		case errors.Is(err, backend.ErrShort):
-			bad = fmt.Errorf("%w: %w", segment.ErrDamaged, named)
+			if !slices.Contains(hurt, a.copy) {
+				hurt, r.left = append(hurt, a.copy), append(r.left, a.copy)
+			}
 		default:
 			passing = named
 			r.left = slices.DeleteFunc(r.left, func(c partCopy) bool { return c.target == a.copy.target })
