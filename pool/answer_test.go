@@ -30,15 +30,7 @@ func TestAPausedOwnerAcknowledgesNoOperation(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T) {
-				r, s := pausing(t, nil)
-				r.disk("d", testDisk)
-				r.disk("gone", testDisk)
-				if err := r.pool.DeleteDisk(t.Context(), "gone", false, false); err != nil {
-					t.Fatal(err)
-				}
-				r.publish()
-				goOn := s.stop()
-				time.Sleep(time.Minute)
+				r, goOn := pausedWithDisks(t)
 				ctx, leave := context.WithCancel(t.Context())
 				c := make(chan error, 1)
 				go func() { c <- do(ctx, r.pool) }()
@@ -64,15 +56,7 @@ func TestAPausedOwnerAcknowledgesNoOperation(t *testing.T) {
 				synctest.Wait()
 			})
 			inBubble(t, func(t *testing.T) {
-				r, s := pausing(t, nil)
-				r.disk("d", testDisk)
-				r.disk("gone", testDisk)
-				if err := r.pool.DeleteDisk(t.Context(), "gone", false, false); err != nil {
-					t.Fatal(err)
-				}
-				r.publish()
-				goOn := s.stop()
-				time.Sleep(time.Minute)
+				r, goOn := pausedWithDisks(t)
 				c := make(chan error, 1)
 				go func() { c <- do(t.Context(), r.pool) }()
 				synctest.Wait()
@@ -87,4 +71,19 @@ func TestAPausedOwnerAcknowledgesNoOperation(t *testing.T) {
 			})
 		})
 	}
+}
+
+// pausedWithDisks is the pool of an owner that stands still, with disk d and the deleted disk gone; goOn ends that.
+func pausedWithDisks(t *testing.T) (r *rig, goOn func()) {
+	t.Helper()
+	r, s := pausing(t, nil)
+	r.disk("d", testDisk)
+	r.disk("gone", testDisk)
+	if err := r.pool.DeleteDisk(t.Context(), "gone", false, false); err != nil {
+		t.Fatal(err)
+	}
+	r.publish()
+	goOn = s.stop()
+	time.Sleep(time.Minute)
+	return r, goOn
 }

@@ -33,7 +33,7 @@ func TestDamageThatNobodyNeedsIsNoFailure(t *testing.T) {
 	}
 	r.write(d, 0, fill(model[:256<<10], 2))
 	r.publish()
-	if !r.pool.isDead(first.ID) || first.CutBytes == 0 {
+	if !r.pool.segmentDead(first.ID) || first.CutBytes == 0 {
 		t.Fatalf("segment %d is not dead, or has no record", first.ID)
 	}
 	rep := r.scrub(ScrubOptions{})

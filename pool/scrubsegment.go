@@ -188,7 +188,7 @@ func (s *scrubber) settle(ctx context.Context, info segment.Info, found []lying,
 			s.p.o.Log.Debug("scrub: shard not read", "pool", s.p.o.Name, "object", info.Key(n), "err", f.err)
 		}
 	}
-	hurt, dead := false, x.Err != nil && !x.RecordLost() && s.p.isDead(info.ID)
+	hurt, dead := false, x.Err != nil && !x.RecordLost() && s.p.segmentDead(info.ID)
 	for n, f := range found {
 		if f.state == missing || f.state == atHand && x.Bad[n] != nil {
 			hurt = true
@@ -235,12 +235,6 @@ func (s *scrubber) settleShard(ctx context.Context, info segment.Info, n int, f 
 	}
 	s.tally(f.state == missing, outcome == outRepaired, hopeless)
 	s.problem(s.p.targetName(t), info.Key(n), what, outcome)
-}
-
-// isDead tells whether no map has anything of a segment, which is for ever.
-func (p *Pool) isDead(id block.SegmentID) bool {
-	_, dead := slices.BinarySearch(p.usage.Dead(), id)
-	return dead
 }
 
 func (s *scrubber) tally(missing, repaired, hopeless bool) {

@@ -81,8 +81,7 @@ func (p *Pool) lookAtCopy(ctx context.Context, s backend.Store, m root.Member) (
 
 // emptied tells whether what was on a target is not there any more, as of the last look.
 func (p *Pool) emptied(t block.TargetID) bool {
-	s := root.State(p.rootState(t))
-	return s == root.Missing || s == root.Foreign
+	return TargetStatus{Root: p.rootState(t)}.Emptied()
 }
 
 // rootError is why a target's copy of the root is not ok, empty if that says nothing more than its state.

@@ -57,6 +57,7 @@ func (p *Pool) uncache(dead []extent.Loss) {
 	}
 }
 
+// segmentDead tells whether no map has anything of a segment, which is for ever.
 func (p *Pool) segmentDead(seg block.SegmentID) bool {
 	s, ok := p.usage.Segment(seg)
 	return ok && !s.Damaged && s.DeadExtents == s.Extents
